@@ -179,6 +179,7 @@ class TextConfig:
             raise InputError("decoders with biases in their FFN (mlp_bias) are not supported")
         heads = values["num_attention_heads"]
         theta, scaling = _rope(values)
+        attention_bias = family == "llama" and bool(values.get("attention_bias", False))
         config = cls(
             model_type=family,
             vocab_size=values["vocab_size"],
@@ -192,8 +193,8 @@ class TextConfig:
             rms_norm_eps=values["rms_norm_eps"],
             rope_theta=theta,
             rope_scaling=scaling,
-            qkv_bias=family == "qwen2" or bool(values.get("attention_bias", False)),
-            o_bias=family == "llama" and bool(values.get("attention_bias", False)),
+            qkv_bias=family == "qwen2" or attention_bias,
+            o_bias=attention_bias,
             tie_word_embeddings=bool(values["tie_word_embeddings"]),
             windows=_windows(family, values),
         )
