@@ -1,0 +1,67 @@
+"""One layer's part of a conversation: pruned keys and values, neuron counts, compact FFN."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from mlx_corematching.core.ffn import CompactFeedForward
+from mlx_corematching.core.neurons import NeuronCounts
+
+
+class LayerCache(KVCache):
+    """A KV cache whose tokens keep the positions they had before any were dropped.
+
+    Attributes:
+        offset: tokens stored (mlx-lm's name).
+        position: the next token's position. Larger than `offset` once tokens were dropped.
+        positions: the position of each stored token, ascending.
+        counts: the neurons that the conversation's prompts have activated, if it counts them.
+        ffn: the FFN to decode with in place of the layer's own, if there is one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = 0
+        self.positions: list[int] = []
+        self.counts: NeuronCounts | None = None
+        self.ffn: CompactFeedForward | None = None
+
+    def store(
+        self, keys: mx.array, values: mx.array, positions: list[int] | range
+    ) -> tuple[mx.array, mx.array]:
+        """Add tokens at the given positions, and return all keys and values stored.
+
+        Args:
+            keys, values: [1, kv_heads, tokens, head_dim].
+        """
+        self.positions.extend(positions)
+        self.position = self.positions[-1] + 1
+        return self.update_and_fetch(keys, values)
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every stored token but those at the given ascending places. `position` stays."""
+        index = mx.array(rows, mx.int32)
+        keys, values = self.keys_and_values()
+        self.keys, self.values = keys[..., index, :], values[..., index, :]
+        self.positions = [self.positions[row] for row in rows]
+        self.offset = len(rows)
+
+    def trim_to(self, position: int) -> None:
+        """Forget every token from that position on, which becomes the next token's."""
+        while self.positions and self.positions[-1] >= position:
+            self.positions.pop()
+        self.offset = len(self.positions)
+        self.position = position
+
+    def trim(self, n: int) -> int:
+        """Forget the last n stored tokens (mlx-lm's interface); returns how many there were."""
+        n = min(n, self.offset)
+        if n:
+            self.trim_to(self.positions[-n])
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and compact weights (counted even before they are gathered)."""
+        return super().nbytes + (self.ffn.nbytes if self.ffn else 0)
