@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from mlx_corematching.core.cache import LayerCache
     from mlx_corematching.core.settings import CoreMatching
+    from mlx_corematching.inputs.pictures import Picture
     from mlx_corematching.inputs.processor import Prepared
 
 
@@ -27,7 +28,7 @@ class PromptCache:
         layers: each decoder layer's cache.
         ids: every token read or said, pictures expanded. [position]
         prompt_end: how many of them the last prompt ended with; what follows was said.
-        digests: the pictures among them, in order, by content.
+        pictures: the pictures among them, in order.
         features: what the decoder sees of them, [image tokens, hidden] each.
         messages: the chat so far.
         settings: what it was pruned by; one conversation has one.
@@ -36,14 +37,14 @@ class PromptCache:
     layers: list[LayerCache] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     prompt_end: int = 0
-    digests: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
     features: list[mx.array] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
     settings: CoreMatching | None = None
 
     def clear(self) -> None:
         """Forget everything but the messages."""
-        self.layers, self.ids, self.digests, self.features = [], [], [], []
+        self.layers, self.ids, self.pictures, self.features = [], [], [], []
         self.prompt_end = 0
 
     @property
@@ -80,8 +81,11 @@ class PromptCache:
             if mine != theirs:
                 break
             known += 1
-        digests = [picture.digest for picture in prepared.pictures]
-        if known < self.prompt_end or digests[: len(self.digests)] != self.digests:
+        same = all(
+            mine.digest == theirs.digest
+            for mine, theirs in zip(self.pictures, prepared.pictures, strict=False)
+        )
+        if known < self.prompt_end or not same:
             known = 0
         if known == 0:
             self.clear()

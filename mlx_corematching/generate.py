@@ -228,7 +228,7 @@ class _Answer:
         now = time.perf_counter()
         self.prefill_s, self.first_token_s = now - began, now - self.began
         conversation.features += features
-        conversation.digests = [picture.digest for picture in self.prepared.pictures]
+        conversation.pictures = list(self.prepared.pictures)
         conversation.prompt_end = self.length
         self.trace = method.trace
         return token

@@ -211,7 +211,7 @@ class Decoder:
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """One step with every layer's core neurons (all of them where `core` is None)."""
-        h = _array(self.model.model.embed_tokens(mx.array(token)))
+        h = _array(self.model.model.embed_tokens(mx.array([token]))[0])
         for index, layer in enumerate(self.layers):
             h = self.attend(index, h, position)
             recorded = len(layer.rows)

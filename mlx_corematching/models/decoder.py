@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
     def _mask(self, positions: Positions, cache: LayerCache) -> str | mx.array | None:
         if self.window and positions[-1] - cache.positions[0] >= self.window:
-            back = mx.array(positions)[:, None] - mx.array(cache.positions)[None]
+            back = mx.array(list(positions))[:, None] - mx.array(cache.positions)[None]
             return (back >= 0) & (back < self.window)
         return "causal" if len(positions) > 1 else None
 
