@@ -45,7 +45,6 @@ def load(
     processor = Processor.from_folder(
         folder,
         image_size=config.vision.image_size,
-        patch_size=config.vision.patch_size,
         image_token_id=config.image_token_id,
         image_tokens=config.image_tokens,
         eos_token_ids=config.eos_token_ids,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlx_corematching.errors import InputError
+from mlx_corematching.files import read_json
 
 # transformers leaves out of config.json what equals its own default for the family.
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -283,19 +283,6 @@ class LlavaConfig:
     def from_folder(cls, folder: Path) -> LlavaConfig:
         """Read `folder/config.json`; raises InputError as `from_dict` does."""
         return cls.from_dict(read_json(folder / "config.json"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file; InputError if it is missing or is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: it is not a model folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} does not hold a JSON object")
-    return value
 
 
 _CROSS_ATTENTION = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_corematching.errors import InputError
-from mlx_corematching.models.config import read_json
+from mlx_corematching.files import read_json
 
 INDEX = "model.safetensors.index.json"
 
