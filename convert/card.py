@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mlx_corematching.convert.recipe import Recipe
 from mlx_corematching.errors import InputError
@@ -76,15 +77,12 @@ def _describe(recipe: Recipe) -> str:
     return f"quantised to {made.bits} bits in groups of {made.group_size} (affine)"
 
 
-def _source_data(source: Path) -> dict[str, object]:
+def _source_data(source: Path) -> dict[str, Any]:
     """What the source's card says of itself; nothing if it has none or it cannot be read."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import metadata_load
 
-    file = source / "README.md"
-    if not file.is_file():
-        return {}
     try:
-        return ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
+        return metadata_load(source / "README.md") or {}
     except Exception:  # a source's odd card must not cost its conversion
         return {}
 

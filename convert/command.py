@@ -99,9 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m mlx_corematching.convert`; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_corematching.convert", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m mlx_corematching.convert", description=__doc__)
     add_arguments(parser)
     return run_command(run, parser.parse_args(argv))
 

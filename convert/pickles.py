@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_corematching.errors import InputError
-from mlx_corematching.models.config import read_json
+from mlx_corematching.files import read_json
 from mlx_corematching.models.shards import TensorHeader
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ class PickleFiles:
                         f"{file} and {self.headers[key].file} both hold the tensor {key}"
                     )
                 kind = str(tensor.dtype).removeprefix("torch.")
-                self.headers[key] = TensorHeader(
-                    file, tuple(tensor.shape), _DTYPES.get(kind, kind)
-                )
+                self.headers[key] = TensorHeader(file, tuple(tensor.shape), _DTYPES.get(kind, kind))
                 self._tensors[key] = tensor
 
     def read(self, key: str) -> mx.array:

@@ -46,7 +46,7 @@ _UNUSED = re.compile(
 class Files(Protocol):
     """The weight files of a checkpoint: safetensors, or pickles (`pickles.PickleFiles`)."""
 
-    headers: Mapping[str, TensorHeader]
+    headers: dict[str, TensorHeader]
 
     def read(self, key: str) -> mx.array: ...
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_corematching.convert.progress import bar
 from mlx_corematching.convert.recipe import CHUNK, Quantization, Recipe, prepare
 from mlx_corematching.convert.source import (
     DTYPES,
@@ -14,12 +14,12 @@ from mlx_corematching.convert.source import (
     Source,
     find_source,
     open_source,
+    source_shape,
 )
 from mlx_corematching.errors import InputError
 from mlx_corematching.models.config import LlavaConfig
 
 if TYPE_CHECKING:
-    import mlx.core as mx
     import numpy as np
 
 # Half a unit in the last place, relative, and half the smallest number above 0.
@@ -57,16 +57,12 @@ class Verification:
 
 
 def verify(
-    source: str | Path | Source,
-    folder: str | Path,
-    *,
-    revision: str | None = None,
-    progress: Callable[[list[str]], object] = iter,
+    source: str | Path | Source, folder: str | Path, *, revision: str | None = None
 ) -> Verification:
     """Compare every tensor of a converted folder with the source's.
 
     Unquantised tensors have to equal the source's, cast to their stored type, bit for bit.
-    Quantised weights have to lie within the bound that `_check_groups` explains.
+    Quantised weights have to lie within the bound that `_group_errors` explains.
 
     Args:
         source: a folder, a hub id, or an open source.
@@ -82,12 +78,173 @@ def verify(
     recipe = _stored_recipe(folder)
     _check_names(source, stored, recipe)
     quantized, worst = 0, 0.0
-    names: list[str] = list(progress(list(source.keys)))  # type: ignore[call-overload]
-    for name in names:
+    for name in bar(source.keys, "Verifying", len(source.keys)):
         if recipe.quantizes(name, source.header(name).shape):
             assert recipe.quantization is not None
             quantized += 1
             worst = max(worst, _check_quantized(source, stored, name, recipe.quantization))
         else:
             _check_equal(source, stored, name)
-    return Verification(len(names), quantized, worst)
+    return Verification(len(source.keys), quantized, worst)
+
+
+def _stored_recipe(folder: Path) -> Recipe:
+    config = LlavaConfig.from_folder(folder)
+    if config.corematching is None:
+        raise InputError(f"{folder} is not converted, so there is nothing to verify")
+    made = config.quantization
+    return Recipe(None, Quantization(made["bits"], made["group_size"]) if made else None)
+
+
+def _check_names(source: Source, stored: SafetensorsFiles, recipe: Recipe) -> None:
+    """The stored names, shapes and types are those that conversion makes, and no others."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for name in source.keys:
+        shape = source_shape(name, source.header(name).shape)
+        if recipe.quantization is not None and recipe.quantizes(name, shape):
+            made = recipe.quantization
+            expected |= zip(made.parts(name), made.shapes(shape), strict=True)
+        else:
+            expected[name] = shape
+    for name in sorted(expected.keys() ^ stored.headers.keys()):
+        lacks = "lacks" if name in expected else "has a tensor that the source has not:"
+        raise InputError(f"verification failed: the result {lacks} {name}")
+    for name, shape in expected.items():
+        header = stored.headers[name]
+        if header.shape != shape:
+            raise InputError(
+                f"verification failed: {name} is {list(header.shape)}, and has to be {list(shape)}"
+            )
+        packed = name in source.keys and recipe.quantizes(name, shape)
+        if header.dtype not in (("U32",) if packed else DTYPES):
+            raise InputError(f"verification failed: {name} is of type {header.dtype}")
+
+
+def _check_equal(source: Source, stored: SafetensorsFiles, name: str) -> None:
+    import mlx.core as mx
+
+    found = stored.read(name)
+    wanted = prepare(name, source.read(name), DTYPES[stored.headers[name].dtype])
+    bits = mx.uint32 if found.itemsize == 4 else mx.uint16
+    # As bits, so that a zero's sign counts and nothing is equal to all else.
+    if not mx.array_equal(found.view(bits), wanted.view(bits)).item():
+        raise InputError(f"verification failed: {name} differs from the source's")
+
+
+def _check_quantized(
+    source: Source, stored: SafetensorsFiles, name: str, made: Quantization
+) -> float:
+    """The largest error as a share of its bound; InputError if it is above 1."""
+    import mlx.core as mx
+    import numpy as np
+
+    packed_name, scales_name, biases_name = made.parts(name)
+    dtype = DTYPES[stored.headers[scales_name].dtype]
+    weights = prepare(name, source.read(name), dtype)
+    packed = stored.read(packed_name)
+    scales, biases = stored.read(scales_name), stored.read(biases_name)
+    rows, columns = weights.shape
+    step = max(1, CHUNK // columns)
+    worst = 0.0
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        share = _group_errors(
+            np.array(weights[part].astype(mx.float32)).reshape(-1, made.group_size),
+            _unpack(np.array(packed[part]), made.bits).reshape(-1, made.group_size),
+            np.array(scales[part].astype(mx.float32)).reshape(-1, 1),
+            np.array(biases[part].astype(mx.float32)).reshape(-1, 1),
+            2**made.bits - 1,
+            dtype,
+        )
+        # Not `> 1`: a share that is not a number has to fail too.
+        if not share.max() <= 1:
+            row = start + int(np.argmax(~(share <= 1))) * made.group_size // columns
+            raise InputError(
+                f"verification failed: {name} differs from the source's in row {row} by more "
+                "than its quantisation can"
+            )
+        worst = max(worst, float(share.max()))
+    return worst
+
+
+def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
+    """uint32 [rows, columns * bits / 32] to the codes, uint8 [rows, columns], lowest bits first."""
+    import numpy as np
+
+    octets = packed.astype("<u4").view(np.uint8)
+    if bits == 8:
+        return octets
+    return np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(packed), -1)
+
+
+def _group_errors(
+    weights: np.ndarray,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    biases: np.ndarray,
+    top: int,
+    dtype: str,
+) -> np.ndarray:
+    """Each group's largest error as a share of its bound; above 1 where it is no rounding.
+
+    A weight w is stored as a code q of 0..top, and read as b + q s', with s' the scale s
+    rounded to `dtype`; b is a weight of the group itself, or 0, and so is not rounded. Hence
+
+        |w - (b + q s')| <= max(|s| / 2, span - top |s|) + q |s - s'|
+
+    where half a step is the rounding of w; span - top |s| is what lies past the last code,
+    because s is bent so that a code falls on zero; and |s - s'| itself may be no more than
+    half a unit in the last place.
+
+    Args:
+        weights: [groups, group size]
+        codes: [groups, group size]
+        scales, biases: [groups, 1]
+
+    Returns:
+        [groups]
+    """
+    import numpy as np
+
+    relative, smallest = _ROUNDING[dtype]
+    weights, scales, biases = (part.astype(np.float64) for part in (weights, scales, biases))
+    step, span = _true_steps(weights, scales, biases, top)
+    slack = _FLOAT32_SLACK * (np.abs(biases) + top * np.abs(step))
+    rounded = np.abs(step - scales)
+    bound = np.maximum(np.abs(step) / 2, span - top * np.abs(step)) + codes * rounded + slack
+    share = (np.abs(weights - (biases + codes * scales)) / bound).max(axis=1)
+    honest = rounded <= (relative + _FLOAT32_SLACK) * np.abs(step) + smallest
+    return np.where(honest[:, 0], share, np.inf)
+
+
+def _true_steps(
+    weights: np.ndarray, scales: np.ndarray, biases: np.ndarray, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scales before they were rounded, and the spans they were made for.
+
+    mx.quantize's rule leaves two things open, and the stored scale tells which was taken: the
+    Metal kernel counts 0 among a group's weights where it looks for the largest, and a
+    quotient near one half may be rounded up or down.
+
+    Returns:
+        Step and span, [groups, 1] each; an infinite step where no reading fits the bias.
+    """
+    import numpy as np
+
+    low, high = weights.min(axis=1, keepdims=True), weights.max(axis=1, keepdims=True)
+    step, spans = np.full_like(low, np.inf), high - low
+    for most in (high, np.maximum(high, 0)):
+        span = most - low
+        downwards = np.abs(low) <= np.abs(most)
+        edge = np.where(downwards, most, low)
+        even = np.maximum(span / top, 1e-7) * np.where(downwards, -1, 1)
+        turns = edge / even
+        for whole in (np.floor(turns), np.ceil(turns)):
+            zero = whole == 0
+            bent = np.where(zero, even, edge / np.where(zero, 1, whole))
+            fits = (np.where(zero, 0, edge) == biases) & (
+                np.abs(turns - whole) <= 0.5 + 1e-5 * np.maximum(1, np.abs(turns))
+            )
+            better = fits & (np.abs(bent - scales) < np.abs(step - scales))
+            step, spans = np.where(better, bent, step), np.where(better, span, spans)
+    return step, spans

@@ -53,9 +53,7 @@ def plan_shards(sizes: Mapping[str, int], limit: int) -> list[Shard]:
     count = len(groups)
     return [
         Shard(
-            "model.safetensors"
-            if count == 1
-            else f"model-{number:05d}-of-{count:05d}.safetensors",
+            "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors",
             tuple(names),
             sum(sizes[name] for name in names),
         )

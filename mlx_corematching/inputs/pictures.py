@@ -50,8 +50,9 @@ def load_picture(source: Any, *, notice: Notice | None = say) -> Picture:
     """A picture from a path, an http(s) or data URL, a PIL picture, or one of three words.
 
     The words are `-` (standard input), `clipboard` and `screen`. EXIF orientation is applied;
-    the first frame of an animation is taken, and `notice` told so; 16-bit grey is scaled to 8
-    bits, as Pillow does for 16-bit colour, where its own conversion would saturate to white.
+    transparency is laid on white; the first frame of an animation is taken, and `notice` told
+    so; 16-bit grey is scaled to 8 bits, as Pillow does for 16-bit colour, where its own
+    conversion would saturate to white.
 
     Raises:
         InputError: there is no picture there, or it cannot be used; the message says why.
@@ -130,13 +131,21 @@ def _decode(image: Image.Image, name: str, notice: Notice | None) -> Picture:
             image = image.point(lambda value: value / 256).convert("L")
         elif image.mode == "I":
             image = Image.fromarray((_clipped(image) >> 8).astype("uint8"))
-        return Picture(image.convert("RGB"), name)
+        return Picture(_to_rgb(image), name)
     except MemoryError:
         raise
     except Exception as error:
         raise InputError(
             f"{name} is damaged or cut short and cannot be decoded ({_reason(error)})"
         ) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, with transparency laid on white, as transformers' image processors do."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _clipped(image: Image.Image) -> Any:
