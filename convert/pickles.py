@@ -83,8 +83,7 @@ def _load(file: Path) -> dict[str, Any]:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise InputError(
-            f"{file} is cut short or is no PyTorch file ({str(error).splitlines()[0]}); fetch it "
-            "again"
+            f"{file} is cut short or is no PyTorch file ({type(error).__name__}); fetch it again"
         ) from None
     if not isinstance(loaded, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from mlx_corematching.convert.source import (
     open_source,
     source_shape,
 )
+
 from mlx_corematching.errors import InputError
 from mlx_corematching.models.config import LlavaConfig
 
@@ -207,44 +209,45 @@ def _group_errors(
     import numpy as np
 
     relative, smallest = _ROUNDING[dtype]
-    weights, scales, biases = (part.astype(np.float64) for part in (weights, scales, biases))
-    step, span = _true_steps(weights, scales, biases, top)
-    slack = _FLOAT32_SLACK * (np.abs(biases) + top * np.abs(step))
-    rounded = np.abs(step - scales)
-    bound = np.maximum(np.abs(step) / 2, span - top * np.abs(step)) + codes * rounded + slack
-    share = (np.abs(weights - (biases + codes * scales)) / bound).max(axis=1)
-    honest = rounded <= (relative + _FLOAT32_SLACK) * np.abs(step) + smallest
-    return np.where(honest[:, 0], share, np.inf)
+    weights, codes, scales, biases = (
+        part.astype(np.float64) for part in (weights, codes, scales, biases)
+    )
+    errors = np.abs(weights - (biases + codes * scales))
+    shares = np.full(len(weights), np.inf)
+    for step, span, fits in _readings(weights, biases, top):
+        rounded = np.abs(step - scales)
+        fits &= rounded <= (relative + _FLOAT32_SLACK) * np.abs(step) + smallest
+        # Mostly one reading fits a group, so this is done once for each.
+        i = np.flatnonzero(fits)
+        size = np.abs(step[i])
+        slack = _FLOAT32_SLACK * (np.abs(biases[i]) + top * size)
+        bound = np.maximum(size / 2, span[i] - top * size) + codes[i] * rounded[i] + slack
+        shares[i] = np.minimum(shares[i], (errors[i] / bound).max(axis=1))
+    return shares
 
 
-def _true_steps(
-    weights: np.ndarray, scales: np.ndarray, biases: np.ndarray, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The scales before they were rounded, and the spans they were made for.
+def _readings(
+    weights: np.ndarray, biases: np.ndarray, top: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The scales, before they were rounded, that mx.quantize may have taken.
 
-    mx.quantize's rule leaves two things open, and the stored scale tells which was taken: the
-    Metal kernel counts 0 among a group's weights where it looks for the largest, and a
-    quotient near one half may be rounded up or down.
+    Its rule leaves two things open: the Metal kernel counts 0 among a group's weights where
+    it looks for the largest, and a quotient near one half may be rounded up or down.
 
-    Returns:
-        Step and span, [groups, 1] each; an infinite step where no reading fits the bias.
+    Yields:
+        The step, the span it was made for, and whether it is possible, [groups, 1] each.
     """
     import numpy as np
 
     low, high = weights.min(axis=1, keepdims=True), weights.max(axis=1, keepdims=True)
-    step, spans = np.full_like(low, np.inf), high - low
-    for most in (high, np.maximum(high, 0)):
-        span = most - low
+    for most, possible in ((high, True), (np.zeros_like(high), high < 0)):
         downwards = np.abs(low) <= np.abs(most)
         edge = np.where(downwards, most, low)
-        even = np.maximum(span / top, 1e-7) * np.where(downwards, -1, 1)
+        even = np.maximum((most - low) / top, 1e-7) * np.where(downwards, -1, 1)
         turns = edge / even
-        for whole in (np.floor(turns), np.ceil(turns)):
+        near = 0.5 + 1e-5 * np.maximum(1, np.abs(turns))
+        for whole in (np.floor(turns), np.floor(turns) + 1):
             zero = whole == 0
-            bent = np.where(zero, even, edge / np.where(zero, 1, whole))
-            fits = (np.where(zero, 0, edge) == biases) & (
-                np.abs(turns - whole) <= 0.5 + 1e-5 * np.maximum(1, np.abs(turns))
-            )
-            better = fits & (np.abs(bent - scales) < np.abs(step - scales))
-            step, spans = np.where(better, bent, step), np.where(better, span, spans)
-    return step, spans
+            step = np.where(zero, even, edge / np.where(zero, 1, whole))
+            fits = (np.abs(turns - whole) <= near) & (np.where(zero, 0, edge) == biases)
+            yield step, most - low, fits & possible

@@ -313,7 +313,9 @@ def _not_finite(model: Llava) -> str:
 
     for name, value in tree_flatten(model.parameters()):
         if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
-            return f"the checkpoint's tensor {name} has values that are not finite; convert it again"
+            return (
+                f"the checkpoint's tensor {name} has values that are not finite; convert it again"
+            )
     return (
         "the model's numbers grew past what their type holds; convert the original again with "
         "--dtype bfloat16"

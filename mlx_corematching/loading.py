@@ -112,9 +112,7 @@ def _read_weights(folder: Path, config: LlavaConfig) -> dict[str, mx.array]:
     return weights
 
 
-def _check_shapes(
-    folder: Path, config: LlavaConfig, found: dict[str, tuple[int, ...]]
-) -> None:
+def _check_shapes(folder: Path, config: LlavaConfig, found: dict[str, tuple[int, ...]]) -> None:
     from mlx_corematching.models.tensors import expected_tensors, optional_tensors
 
     expected = expected_tensors(config)

@@ -13,8 +13,6 @@ from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 import mlx.core as mx
 import numpy as np
 
-from mlx_corematching.core.ffn import QuantizedNeuronMatrix
-
 
 def ceil_share(share: float, of: int) -> int:
     return int((Decimal(str(share)) * of).to_integral_value(ROUND_CEILING))
@@ -161,9 +159,11 @@ class Decoder:
         for head in range(heads):
             group = head // (heads // kv)
             weights = np.array([q[head] @ keys[group] for keys, _ in seen])
-            weights = np.exp((weights - weights.max()) / math.sqrt(self.text.head_dim)) if len(
-                seen
-            ) else weights
+            weights = (
+                np.exp((weights - weights.max()) / math.sqrt(self.text.head_dim))
+                if len(seen)
+                else weights
+            )
             weights = weights / weights.sum()
             out.append(sum(w * values[group] for w, (_, values) in zip(weights, seen, strict=True)))
         y = _matrix(block.self_attn.o_proj) @ np.concatenate(out)

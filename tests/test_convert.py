@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import CONFIGS, LAYOUTS, bfloat16_bits, make_tensors, write_checkpoint
-
 from mlx_corematching.convert import convert
 from mlx_corematching.convert.command import main
+
 from mlx_corematching.loading import load_model
 from mlx_corematching.models.config import LlavaConfig
 from mlx_corematching.models.tensors import expected_tensors
@@ -133,7 +133,9 @@ def test_shards_stay_below_the_limit(tmp_path):
     done = convert(source, tmp_path / "out", max_shard_bytes=200_000)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert done.shards == len(files) > 3
-    assert files == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+    assert files == [
+        f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))
+    ]
     for file in files:
         arrays = mx.load(str(tmp_path / "out" / file))
         assert sum(array.nbytes for array in arrays.values()) <= 200_000

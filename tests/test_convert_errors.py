@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import CONFIGS, make_tensors, rename, write_checkpoint, write_safetensors
-
 from mlx_corematching.convert import convert, writer
 from mlx_corematching.convert.command import main
+
 from mlx_corematching.errors import InputError
 
 LLAMA = CONFIGS["llama"]
@@ -418,9 +418,10 @@ def test_stopped_in_the_middle(raised, status, words, tmp_path, out, capsys, mon
             raise raised
         save(*arguments, **options)
 
-    monkeypatch.setattr("mlx_corematching.convert.conversion.convert.__kwdefaults__", {
-        **convert.__kwdefaults__, "max_shard_bytes": 100_000
-    })
+    monkeypatch.setattr(
+        "mlx_corematching.convert.conversion.convert.__kwdefaults__",
+        {**convert.__kwdefaults__, "max_shard_bytes": 100_000},
+    )
     monkeypatch.setattr(mx, "save_safetensors", stop)
     assert main(["--hf-path", str(source), "--mlx-path", str(out)]) == status
     said = capsys.readouterr().err

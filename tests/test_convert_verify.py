@@ -8,10 +8,10 @@ import pytest
 from checkpoints import CONFIGS, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
-
 from mlx_corematching.convert import convert, verify
 from mlx_corematching.convert.command import main
 from mlx_corematching.convert.verification import _group_errors, _unpack
+
 from mlx_corematching.errors import InputError
 
 UP = "language_model.model.layers.2.mlp.up_proj.weight"
@@ -105,7 +105,7 @@ def test_every_code_that_is_one_off_is_caught(pair):
 def test_two_rows_swapped(tmp_path):
     source = write_checkpoint(tmp_path / "source", CONFIGS["llama"])
     convert(source, tmp_path / "out")
-    change(tmp_path / "out", DOWN, lambda value: value[::-1])
+    change(tmp_path / "out", DOWN, lambda value: value[::-1].copy())
     with pytest.raises(InputError, match=DOWN):
         verify(source, tmp_path / "out")
 
@@ -163,7 +163,9 @@ def shares(weights, bits, group, dtype):
 
     codes = _unpack(np.array(packed), bits)
     np.testing.assert_allclose(
-        plain(mx.dequantize(packed, scales.astype(mx.float32), biases.astype(mx.float32), group, bits)),
+        plain(
+            mx.dequantize(packed, scales.astype(mx.float32), biases.astype(mx.float32), group, bits)
+        ),
         plain(biases) + codes * plain(scales),
         rtol=1e-5,
         atol=1e-30,

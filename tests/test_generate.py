@@ -131,12 +131,11 @@ def test_a_question_without_a_picture(demo):
 
 
 def test_a_one_token_answer_never_pays_for_compact_weights(demo, monkeypatch):
-    import mlx_lm.generate
-
     def refuse(*args, **kwargs):
         raise AssertionError("a decode step was begun")
 
-    monkeypatch.setattr(mlx_lm.generate, "generate_step", refuse)
+    # By its full name, because the package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["mlx_lm.generate"], "generate_step", refuse)
     responses = answers(demo, "Describe the image.", SCENE, max_tokens=1)
     assert [r.finish_reason for r in responses] == ["length"]
     assert responses[0].decode_tokens_per_s is None

@@ -88,9 +88,7 @@ def test_core_neurons_of_a_realistic_layer(seed):
         typed = mx.array(a).astype(dtype)
         counts = NeuronCounts.empty(400)
         counts.add(typed, 0.2)
-        assert counts.sentence_core(160).tolist() == oracle.sentence_core(
-            as_numpy(typed), 0.2, 0.4
-        )
+        assert counts.sentence_core(160).tolist() == oracle.sentence_core(as_numpy(typed), 0.2, 0.4)
 
 
 def test_rho_0_names_no_neuron_and_strength_decides():

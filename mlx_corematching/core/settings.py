@@ -44,7 +44,11 @@ class CoreMatching:
     def __post_init__(self) -> None:
         for name in ("rho", "beta"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 <= value <= 1
+            ):
                 raise InputError(f"{name} is {value!r}; it has to be a number from 0 to 1")
         if not _is_whole(self.prune_layer) or self.prune_layer < 1:
             raise InputError(

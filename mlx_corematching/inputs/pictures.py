@@ -155,9 +155,7 @@ def _clipped(image: Image.Image) -> Any:
 
 
 def _too_large(name: str) -> str:
-    return (
-        f"{name} has more than {MAX_PIXELS // 10**6} million pixels; scale it down first"
-    )
+    return f"{name} has more than {MAX_PIXELS // 10**6} million pixels; scale it down first"
 
 
 def _reason(error: Exception) -> str:

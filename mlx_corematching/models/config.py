@@ -273,7 +273,9 @@ class LlavaConfig:
             projector_bias=given.get("multimodal_projector_bias", True),
             feature_layers=_feature_layers(given.get("vision_feature_layer", -2), vision),
             keep_class_token=strategy == "full",
-            eos_token_ids=tuple(_as_ids(given.get("eos_token_id")) + _as_ids(text.get("eos_token_id"))),
+            eos_token_ids=tuple(
+                _as_ids(given.get("eos_token_id")) + _as_ids(text.get("eos_token_id"))
+            ),
             quantization=given.get("quantization"),
             corematching=given.get("corematching"),
             raw=given,

@@ -31,13 +31,13 @@ def resolve_folder(
     """
     given = str(path_or_hub_id)
     folder = Path(given).expanduser()
-    if folder.is_dir():
+    if given and folder.is_dir():
         if revision is not None:
             raise InputError(
                 f"a revision ({revision}) can be chosen for a hub id only, and {given} is a folder"
             )
         return folder
-    if folder.exists():
+    if given and folder.exists():
         raise InputError(f"{given} is a file, not a model folder")
     if isinstance(path_or_hub_id, Path) or not is_hub_id(given):
         raise InputError(

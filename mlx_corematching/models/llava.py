@@ -35,7 +35,7 @@ class Llava(nn.Module):
 
     def image_features(self, pixels: Sequence[np.ndarray]) -> list[mx.array]:
         """What the decoder sees of each picture: [3, size, size] to [image tokens, hidden] each."""
-        if not pixels:
+        if not len(pixels):
             return []
         features = self.vision_tower(mx.array(np.stack(pixels)), self.config.keep_class_token)
         return list(self.multi_modal_projector(features))
@@ -55,9 +55,13 @@ class Llava(nn.Module):
         tokens[image_rows] = 0
         h = self.language_model.model.embed_tokens(mx.array(tokens))
         if len(image_rows):
-            h[mx.array(image_rows.astype(np.int32))] = mx.concatenate(list(features)).astype(h.dtype)
+            h[mx.array(image_rows.astype(np.int32))] = mx.concatenate(list(features)).astype(
+                h.dtype
+            )
         return h[None]
 
     def prefill(self, h: mx.array, caches: Sequence[LayerCache], method: Prefill) -> mx.array:
         """Read new prompt tokens, [1, tokens, hidden]; the logits after the last: [vocabulary]."""
-        return self.language_model.logits(self.language_model.model.prefill(h, caches, method))[0, 0]
+        return self.language_model.logits(self.language_model.model.prefill(h, caches, method))[
+            0, 0
+        ]

@@ -35,9 +35,7 @@ def optional_tensors(config: LlavaConfig) -> frozenset[str]:
         for index in range(config.vision_layers_needed, config.vision.num_hidden_layers)
     )
     return frozenset(
-        name
-        for name in _tower(config)
-        if name.startswith((f"{TOWER}.post_layernorm.", *unread))
+        name for name in _tower(config) if name.startswith((f"{TOWER}.post_layernorm.", *unread))
     )
 
 
