@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mlx_corematching.convert.recipe import Recipe
-
 from mlx_corematching.errors import InputError
 
 # Kept from the source's card; all else there is about other files.

@@ -38,7 +38,6 @@ from mlx_corematching.convert.writer import (
     write_shards,
     write_text,
 )
-
 from mlx_corematching.errors import InputError
 from mlx_corematching.models.hub import commit_of
 

@@ -59,7 +59,11 @@ class SafetensorsFiles:
         """One tensor, which MLX reads from its file when it is evaluated."""
         import mlx.core as mx
 
-        arrays: Any = mx.load(str(self.headers[key].file))
+        file = self.headers[key].file
+        try:
+            arrays: Any = mx.load(str(file))
+        except RuntimeError as error:
+            raise InputError(f"{file} cannot be read ({error}); fetch it again") from None
         return arrays[key]
 
 

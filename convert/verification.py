@@ -17,7 +17,6 @@ from mlx_corematching.convert.source import (
     open_source,
     source_shape,
 )
-
 from mlx_corematching.errors import InputError
 from mlx_corematching.models.config import LlavaConfig
 

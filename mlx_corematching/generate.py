@@ -161,7 +161,7 @@ class _Answer:
         with wired_limit(self.model, [generation_stream]):
             try:
                 first = self._prefill(sampler)
-                tokens: Iterator[int] = iter([int(first.item())])
+                tokens: Iterator[int] = iter(first.tolist())  # type: ignore[arg-type]
                 decoding = time.perf_counter()
                 while True:
                     token = next(tokens)
@@ -311,7 +311,8 @@ def _not_finite(model: Llava) -> str:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    for name, value in tree_flatten(model.parameters()):
+    parameters: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore
+    for name, value in parameters:
         if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
             return (
                 f"the checkpoint's tensor {name} has values that are not finite; convert it again"

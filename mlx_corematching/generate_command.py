@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_corematching.core.settings import PRESETS, REFERENCES, CoreMatching
 from mlx_corematching.errors import InputError
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
         _say(f"Saved {overlay}.")
 
 
-def _settings(args: argparse.Namespace) -> dict[str, object]:
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings given beside the preset; InputError for one that would have no effect."""
     given = {
         name: getattr(args, name)
@@ -152,7 +152,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     return given
 
 
-def _applied(given: dict[str, object], preset: str, model: Llava) -> CoreMatching:
+def _applied(given: dict[str, Any], preset: str, model: Llava) -> CoreMatching:
     base = model.balanced if preset == "balanced" else CoreMatching.preset(preset)
     return dataclasses.replace(base, **given)
 

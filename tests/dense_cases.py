@@ -8,8 +8,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from checkpoints import CONFIGS, write_checkpoint
-from mlx_corematching.convert import convert
 
+from mlx_corematching.convert import convert
 from mlx_corematching.core.prefill import Prefill
 from mlx_corematching.core.settings import CoreMatching
 from mlx_corematching.loading import load_model

@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import CONFIGS, LAYOUTS, bfloat16_bits, make_tensors, write_checkpoint
+
 from mlx_corematching.convert import convert
 from mlx_corematching.convert.command import main
-
 from mlx_corematching.loading import load_model
 from mlx_corematching.models.config import LlavaConfig
 from mlx_corematching.models.tensors import expected_tensors

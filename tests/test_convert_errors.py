@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import CONFIGS, make_tensors, rename, write_checkpoint, write_safetensors
+
 from mlx_corematching.convert import convert, writer
 from mlx_corematching.convert.command import main
-
 from mlx_corematching.errors import InputError
 
 LLAMA = CONFIGS["llama"]

@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 from checkpoints import CONFIGS, make_tensors, write_checkpoint
+
 from mlx_corematching.convert import convert
 
 pytestmark = [

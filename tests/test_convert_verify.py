@@ -8,10 +8,10 @@ import pytest
 from checkpoints import CONFIGS, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mlx_corematching.convert import convert, verify
 from mlx_corematching.convert.command import main
 from mlx_corematching.convert.verification import _group_errors, _unpack
-
 from mlx_corematching.errors import InputError
 
 UP = "language_model.model.layers.2.mlp.up_proj.weight"

@@ -108,7 +108,9 @@ def test_a_token_that_activates_nothing_has_no_core():
     assert not token_core(mx.array([[-1.0, 0.0, -3.0]]), 1.0).any()
 
 
-@pytest.mark.parametrize(("beta", "neurons", "count"), [(0.4, 11008, 4403), (0.3, 10, 3), (0.25, 10, 2), (0.35, 10, 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("beta", "neurons", "count"), [(0.4, 11008, 4403), (0.3, 10, 3), (0.25, 10, 2), (0.35, 10, 4)]
+)
 def test_beta_is_the_decimal_that_was_written(beta, neurons, count):
     assert round_share(beta, neurons) == count
 

@@ -65,8 +65,12 @@ CONFIGS = {
         "size": {"shortest_edge": 56},
         "crop_size": {"height": 56, "width": 56},
     },
-    "llava, not padded": {"image_processor_type": "LlavaImageProcessor", "size": 56, "crop_size": 56},
-}  # fmt: skip
+    "llava, not padded": {
+        "image_processor_type": "LlavaImageProcessor",
+        "size": 56,
+        "crop_size": 56,
+    },
+}
 
 SIZES = [(56, 56), (64, 48), (31, 77), (1, 1), (300, 5), (3, 90), (129, 128)]
 

@@ -86,8 +86,8 @@ class QuantizedNeuronMatrix(NeuronMatrix):
             bits=self.bits,
         )
 
-    def _with(self, *arrays: mx.array) -> QuantizedNeuronMatrix:
-        return QuantizedNeuronMatrix(*arrays, self.group_size, self.bits)
+    def _with(self, weight: mx.array, scales: mx.array, biases: mx.array) -> QuantizedNeuronMatrix:
+        return QuantizedNeuronMatrix(weight, scales, biases, self.group_size, self.bits)
 
 
 class FeedForward(nn.Module):

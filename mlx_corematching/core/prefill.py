@@ -86,6 +86,11 @@ class Prefill:
             return None
         return self._select(activations, cache.counts)
 
+    def evidence(self, cache: LayerCache) -> list[mx.array]:
+        """The arrays that a layer's counts consist of, to be evaluated beside its output."""
+        counts = cache.counts
+        return [counts.frequency, counts.strength] if counts else []
+
     def finish(self, ffns: Sequence[FeedForward], caches: Sequence[LayerCache]) -> None:
         """Give each layer's cache the FFN to decode with. Lazy: nothing is computed here."""
         for ffn, cache in zip(ffns, caches, strict=True):

@@ -58,7 +58,8 @@ class CoreMatching:
             not _is_whole(self.keep_tokens) or self.keep_tokens < 0
         ):
             raise InputError(
-                f"the number of image tokens to keep is {self.keep_tokens!r}; it has to be 0 or more"
+                f"the number of image tokens to keep is {self.keep_tokens!r}; it has to be 0 "
+                "or more"
             )
         if self.reference not in REFERENCES:
             raise InputError(

@@ -160,10 +160,9 @@ class ImageProcessor:
         pixels = np.asarray(image, np.uint8).transpose(2, 0, 1)
         if self.crop is not None:
             pixels = _center_crop(pixels, self.crop)
-        values = pixels
+        values = pixels.astype(np.float32)
         if self.rescale is not None:
             values = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
-        values = values.astype(np.float32)
         if self.mean is not None and self.std is not None:
             mean = np.array(self.mean, np.float32)[:, None, None]
             values = (values - mean) / np.array(self.std, np.float32)[:, None, None]
@@ -225,7 +224,7 @@ def _crop_start(length: int, wanted: int) -> int:
     if wanted <= length:
         return (length - wanted) // 2
     # transformers pads up to the crop first, rounding its upper half up.
-    return -(-(-(wanted - length) // 2))
+    return -((wanted - length + 1) // 2)
 
 
 def _center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

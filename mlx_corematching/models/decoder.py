@@ -103,7 +103,7 @@ class Decoder(nn.Module):
             h = h + layer.mlp.down_proj.combine(activations)
             kept = method.observe(index, activations[0], cache)
             # Evaluated layer by layer, so that the large activations need not outlive theirs.
-            mx.async_eval(h, cache.counts.frequency, cache.counts.strength)
+            mx.async_eval(h, method.evidence(cache))
             if kept is not None:
                 h = h[:, mx.array(kept)]
                 stored = len(cache.positions) - len(positions)

@@ -29,7 +29,7 @@ def offsets(positions: Positions) -> int | mx.array:
     first, last = positions[0], positions[-1]
     if last - first + 1 == len(positions):
         return first
-    return mx.array(positions, mx.int32)
+    return mx.array(list(positions), mx.int32)
 
 
 def rotate(rope: Rope, x: mx.array, offset: int | mx.array) -> mx.array:
