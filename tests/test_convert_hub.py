@@ -4,8 +4,8 @@ import re
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
-import httpx
 import huggingface_hub
 import pytest
 from checkpoints import CONFIGS, write_checkpoint
@@ -79,7 +79,7 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(hub, tmp_path):
     ],
 )
 def test_answers_of_the_hub(kind, words, status, tmp_path, monkeypatch, capsys):
-    response = httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co"))
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
 
     def refuse(*_, **__):
         raise kind("a long\nexplanation", response=response)
@@ -92,7 +92,7 @@ def test_answers_of_the_hub(kind, words, status, tmp_path, monkeypatch, capsys):
     assert words in said
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route"), httpx.ConnectError("no route")])
+@pytest.mark.parametrize("error", [ConnectionError("no route"), RuntimeError("no route")])
 def test_no_network(error, monkeypatch):
     def refuse(*_, **__):
         raise error
