@@ -55,8 +55,9 @@ def test_settings_change_what_is_kept(capsys):
 
 def test_stats_and_an_overlay_that_shows_the_kept_tokens(tmp_path, capsys):
     target = tmp_path / "overlay.png"
-    options = ["--preset", "paper", "--keep-tokens", "36", "--max-tokens", "1"]
-    assert ask("--image", SCENE, "--image", SCENE, *options, "--stats", "--save-overlay", str(target)) == 0  # fmt: skip
+    pictures = ["--image", SCENE, "--image", SCENE]
+    options = ["--preset", "paper", "--keep-tokens", "36", "--max-tokens", "1", "--stats"]
+    assert ask(*pictures, *options, "--save-overlay", str(target)) == 0
     err = capsys.readouterr().err
     assert "36 of 288 image tokens kept" in err
     assert "40.0% of each FFN" in err
