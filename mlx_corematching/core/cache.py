@@ -42,8 +42,7 @@ class LayerCache(KVCache):
     def keep(self, rows: list[int]) -> None:
         """Drop every stored token but those at the given ascending places. `position` stays."""
         index = mx.array(rows, mx.int32)
-        keys, values = self.keys_and_values()
-        self.keys, self.values = keys[..., index, :], values[..., index, :]
+        self.keys, self.values = self.keys[..., index, :], self.values[..., index, :]
         self.positions = [self.positions[row] for row in rows]
         self.offset = len(rows)
 
