@@ -102,6 +102,10 @@ def test_every_mode_equals_transformers(mode):
     rgba = noise(70, 50, "RGBA")
     image = rgba.convert("P").convert("PA") if mode == "PA" else rgba.convert(mode)
     made = ImageProcessor.from_dict(CONFIGS["llava-1.5"])(load_picture(image).image)
+    if "A" in mode:
+        # transformers lays transparency on white since 5.21 or so; done here, so that any serves.
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     np.testing.assert_allclose(made, theirs(CONFIGS["llava-1.5"], image), atol=1e-6, rtol=1e-6)
 
 
