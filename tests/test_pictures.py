@@ -58,9 +58,9 @@ def bad_files(folder):
     (folder / "heic.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
     return {
         "no-such.png": "there is no picture",
-        "": "is a folder",
+        "": "^[^ ]* is a folder; name a picture in it$",
         "empty.png": "is empty",
-        "text.jpg": "not a picture",
+        "text.jpg": "not a picture that can be read .its format is not known.",
         "cut.jpg": "damaged or cut short",
         "cut.png": "damaged or cut short",
         "heic.heic": "sips -s format jpeg",

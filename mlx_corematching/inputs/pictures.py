@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlx_corematching.errors import InputError
 
@@ -86,6 +86,8 @@ def _read(path: Path) -> bytes:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is larger than {MAX_BYTES // 10**6} MB; shrink it first")
         return path.read_bytes()
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"there is no picture {path}") from None
     except (OSError, ValueError) as error:
@@ -159,6 +161,8 @@ def _too_large(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its format is not known"  # Pillow names an object in memory
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
