@@ -20,6 +20,9 @@ class LayerCache(KVCache):
         ffn: the FFN to decode with in place of the layer's own, if there is one.
     """
 
+    keys: mx.array  # mlx-lm's, without a type there
+    values: mx.array
+
     def __init__(self) -> None:
         super().__init__()
         self.position = 0
