@@ -142,6 +142,9 @@ class _Answer:
         self.conversation = conversation
         self.prepared = prepared
         self.began = began
+        self.preset = _preset_name(settings, model)
+        neurons = model.config.text.intermediate_size
+        self.core_neuron_fraction = settings.core_count(neurons) / neurons
         self.vision_s = self.prefill_s = self.first_token_s = 0.0
 
     def stream(
@@ -254,17 +257,16 @@ class _Answer:
         import mlx.core as mx
 
         trace = self.trace
-        neurons = self.model.config.text.intermediate_size
         return Response(
             text=text,
             token=said[-1],
             finish_reason=reason,
             model=self.model.name,
-            preset=_preset_name(self.settings, self.model),
+            preset=self.preset,
             prompt_tokens=self.length,
             image_tokens=len(trace.image_tokens),
             kept_image_tokens=len(trace.kept_image_tokens),
-            core_neuron_fraction=self.settings.core_count(neurons) / neurons,
+            core_neuron_fraction=self.core_neuron_fraction,
             generated_tokens=len(said),
             vision_s=self.vision_s,
             prefill_s=self.prefill_s,
