@@ -1,0 +1,69 @@
+"""``python -m examples.demo_world``: artwork first, then the data."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mlx_corematching.command import run_command
+from mlx_corematching.errors import InputError
+
+from . import artwork
+from .make import HELD_OUT, make_held_out, make_train
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m examples.demo_world", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    fetch = commands.add_parser("artwork", help="fetch emoji and fonts from the npm registry")
+    fetch.add_argument("--out", type=Path, default=Path("data/artwork"))
+    fetch.add_argument(
+        "--from", dest="source", type=Path, metavar="FOLDER", help="a folder with the .tgz packages"
+    )
+    fetch.set_defaults(run=_artwork)
+
+    make = commands.add_parser(
+        "make", help="paint the training and held-out scenes, with questions"
+    )
+    make.add_argument("--artwork", type=Path, default=Path("data/artwork"))
+    make.add_argument("--out", type=Path, default=Path("data"))
+    make.add_argument(
+        "--train",
+        type=int,
+        default=60_000,
+        metavar="N",
+        help="scenes to train on, and as many crowded",
+    )
+    make.add_argument(
+        "--questions", type=int, default=300, metavar="N", help="held-out questions of each kind"
+    )
+    make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    make.set_defaults(run=_make)
+
+    for command in (fetch, make):
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    return run_command(args.run, args)
+
+
+def _artwork(args: argparse.Namespace) -> None:
+    artwork.fetch(args.out, args.source)
+    print(f"artwork in {args.out}; licences in {args.out / 'LICENSES.md'}")
+
+
+def _make(args: argparse.Namespace) -> None:
+    if args.train < 0 or args.questions < 1 or args.workers < 1:
+        raise InputError("--train must be at least 0, --questions and --workers at least 1.")
+    artwork.check(args.artwork)
+    for split in HELD_OUT:
+        make_held_out(args.out, split, args.questions, args.artwork)
+        print(f"{args.out / split}: {args.questions} questions of each kind", file=sys.stderr)
+    if args.train:
+        for name, crowded in (("train", False), ("crowd", True)):
+            make_train(args.out / name, args.train, args.artwork, args.workers, crowded)
+            print(f"{args.out / name}: {args.train} scenes", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

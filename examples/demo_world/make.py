@@ -1,0 +1,108 @@
+"""The splits: training scenes as arrays, held-out scenes as pictures with a question file each.
+
+==================  ========================================  =======================================
+split               scenes                                    artwork
+==================  ========================================  =======================================
+train               seeds from 0                              the training sets
+held_out            seeds from 1,000,000,000                  the training sets
+held_out_artwork    seeds from 2,000,000,000                  sets that no training scene uses
+==================  ========================================  =======================================
+"""
+
+import json
+import multiprocessing
+import random
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import artwork
+from .questions import KINDS
+from .scenes import GRID, SIZE, Scene, crowd, lay_out, paint
+
+HELD_OUT = {
+    "held_out": (1_000_000_000, artwork.TRAINING_SETS),
+    "held_out_artwork": (2_000_000_000, artwork.HELD_OUT_SETS),
+}
+PAINT_SEED = 7_000_000_000  # added to a scene's seed, so that layout and paint draw apart
+
+
+def painted(
+    seed: int, folder: Path, styles: tuple[str, ...], crowded: bool = False
+) -> tuple[Scene, np.ndarray, np.ndarray]:
+    scene = crowd(seed) if crowded else lay_out(seed)
+    return scene, *paint(scene, PAINT_SEED + seed, folder, styles)
+
+
+def make_train(out: Path, number: int, folder: Path, workers: int, crowded: bool = False) -> None:
+    """``pictures.npy`` [number, SIZE, SIZE, 3] uint8, ``owners.npy`` [number, GRID, GRID], ``scenes.jsonl``."""
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = np.lib.format.open_memmap(
+        out / "pictures.npy", "w+", np.uint8, (number, SIZE, SIZE, 3)
+    )
+    owners = np.zeros((number, GRID, GRID), np.int8)
+    job = partial(painted, folder=folder, styles=artwork.TRAINING_SETS, crowded=crowded)
+    with multiprocessing.Pool(workers) as pool, (out / "scenes.jsonl").open("w") as scenes:
+        for index, (scene, picture, owner) in enumerate(
+            pool.imap(job, range(number), chunksize=64)
+        ):
+            pictures[index], owners[index] = picture, owner
+            scenes.write(json.dumps(scene.as_dict()) + "\n")
+    pictures.flush()
+    np.save(out / "owners.npy", owners)
+
+
+def make_held_out(out: Path, split: str, per_kind: int, folder: Path) -> None:
+    """``images/*.png``, ``scenes.jsonl``, ``questions.jsonl``: ``per_kind`` questions of each kind.
+
+    A line of ``questions.jsonl`` has LLaVA's fields (``question_id``, ``image``, ``text``, ``category``)
+    and the ``answer``.
+    """
+    start, styles = HELD_OUT[split]
+    asked = balanced_questions(start, per_kind)
+    (out / split / "images").mkdir(parents=True, exist_ok=True)
+    with (out / split / "scenes.jsonl").open("w") as scenes:
+        for seed in sorted({seed for seed, *_ in asked}):
+            scene, picture, _ = painted(seed, folder, styles)
+            Image.fromarray(picture).save(out / split / "images" / f"{seed}.png")
+            scenes.write(json.dumps({"image": f"images/{seed}.png", **scene.as_dict()}) + "\n")
+    with (out / split / "questions.jsonl").open("w") as lines:
+        for number, (seed, kind, question, answer) in enumerate(asked):
+            fields = {
+                "question_id": number,
+                "image": f"images/{seed}.png",
+                "text": question,
+                "category": kind,
+                "answer": answer,
+            }
+            lines.write(json.dumps(fields) + "\n")
+
+
+def balanced_questions(start: int, per_kind: int) -> list[tuple[int, str, str, str]]:
+    """(scene's seed, kind, question, answer): of each kind as many, no answer of a kind above its share.
+
+    The share is what is fair among the answers that the kind can have, and one more; descriptions,
+    where hardly two are alike, are left as they come.
+    """
+    asked = []
+    for number, (kind, ask) in enumerate(KINDS.items()):
+        rng = random.Random(start + number)
+        pool, seed = [], start
+        while len(pool) < 12 * per_kind:
+            question = ask(rng, lay_out(seed))
+            if question is not None:
+                pool.append((seed, kind, *question))
+            seed += 1
+        answers = Counter(answer for *_, answer in pool)
+        most = per_kind if kind == "describe" else -(-per_kind // len(answers)) + 1
+        chosen: list[tuple[int, str, str, str]] = []
+        taken: Counter[str] = Counter()
+        for entry in pool:
+            if taken[entry[3]] < most and len(chosen) < per_kind:
+                taken[entry[3]] += 1
+                chosen.append(entry)
+        asked += chosen
+    return asked

@@ -1,0 +1,1 @@
+"""The recipe of the demo model; needs the extra ``train`` (torch, transformers)."""

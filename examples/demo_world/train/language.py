@@ -1,0 +1,143 @@
+"""First lessons of the decoder: answer questions about spelled scenes, with no pictures at all."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+from ..questions import KINDS
+from ..scenes import Scene, lay_out
+from .architecture import BOS
+from .decoder import hidden_states
+from .spelling import Facts, facts, rough_owners
+from .turns import Encoder, Rows, pack
+
+FIRST_SEED = (
+    100_000_000  # training scenes of the pictures start at 0, held-out ones at 1,000,000,000
+)
+SEEDS_PER_STEP = 1000
+ROWS = 4  # per picture: some fifteen questions
+MIX = {
+    "presence": 2.2,
+    "count": 1.5,
+    "relation": 2.2,
+    "spatial": 1.2,
+    "position": 1.2,
+    "corner": 0.7,
+    "color": 0.7,
+    "category": 0.6,
+    "choice": 1.8,
+    "text": 0.4,
+    "describe": 1.2,
+}
+
+
+@dataclass
+class Asked:
+    """Spelled scenes and the questions about them."""
+
+    facts: Facts
+    rows: Rows
+
+
+def ask(encode: Encoder, step: int, size: int) -> Asked:
+    rng = random.Random(step)
+    start = FIRST_SEED + SEEDS_PER_STEP * step
+    scenes = [lay_out(seed) for seed in range(start, start + size)]
+    return Asked(spelled(scenes, rng), pack(scenes, rng, encode, MIX, ROWS))
+
+
+def spelled(scenes: list[Scene], rng: random.Random) -> Facts:
+    return facts(scenes, np.stack([rough_owners(scene, rng) for scene in scenes]))
+
+
+class NounHead(nn.Module):
+    """What a thing's name should know of the scene after two layers: how many there are, and where.
+
+    Without it, "is there a cat?" stays at chance for hours: yes or no says too little about what to look
+    for. With it, each name in a question or answer learns to find its thing.
+    """
+
+    LAYERS = 2
+    MOST = 4
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.linear = nn.Linear(width, self.MOST + 1 + 2)
+
+    def losses(self, hidden: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+        named = rows.number >= 0
+        said = self.linear(self.norm(hidden[named])).float()
+        number, place = said.split([self.MOST + 1, 2], dim=-1)
+        one = rows.number[named] == 1
+        away = (place - torch.stack([rows.x[named], rows.y[named]], dim=-1)).abs().sum(-1)
+        return {
+            "how_many": 0.5 * F.cross_entropy(number, rows.number[named]),
+            "where": 2 * (away * one).sum() / one.sum().clamp(min=1),
+        }
+
+
+@dataclass
+class Answers:
+    """Logits [N, vocabulary] and targets [N] of all answer tokens, and the rows after two layers."""
+
+    logits: torch.Tensor
+    targets: torch.Tensor
+    early: torch.Tensor
+
+
+def answers(
+    model: LlavaForConditionalGeneration, encode: Encoder, image: torch.Tensor, rows: Rows
+) -> Answers:
+    """Reads ``image`` [B, IMAGE_TOKENS, D] and the rows of questions about it."""
+    decoder = model.model.language_model
+    words = decoder.embed_tokens
+    before = words(torch.tensor([BOS, *encode("USER: ")], device=image.device)).expand(
+        len(image), -1, -1
+    )
+    after = words(torch.tensor(encode("\n"), device=image.device)).expand(len(image), -1, -1)
+    prefix = torch.cat([before, image, after], dim=1)
+    hidden, early = hidden_states(decoder, prefix, words(rows.tokens), rows, NounHead.LAYERS)
+    answered = rows.target != -100
+    return Answers(F.linear(hidden[answered], words.weight).float(), rows.target[answered], early)
+
+
+def answer_losses(answers: Answers, nouns: NounHead, rows: Rows) -> dict[str, torch.Tensor]:
+    return {
+        "answer": F.cross_entropy(answers.logits, answers.targets),
+        **nouns.losses(answers.early, rows),
+    }
+
+
+@torch.no_grad()
+def answer_accuracy(
+    answer: Callable[[list[Scene], Rows, int], Answers],
+    encode: Encoder,
+    scenes: list[Scene],
+) -> dict[str, float]:
+    """Share of turns of each kind whose every answer token is the likeliest: what greedy decoding gets right."""
+    accuracy = {}
+    for kind in KINDS:
+        rng = random.Random(kind)
+        right = total = 0
+        for start in range(0, len(scenes), 16):
+            part = scenes[start : start + 16]
+            rows = pack(part, rng, encode, {kind: 1.0}, 1, share_following=0)
+            given = answer(part, rows, start)
+            wrong = torch.zeros_like(rows.target, dtype=torch.bool)
+            wrong[rows.target != -100] = (given.logits.argmax(-1) != given.targets).cpu()
+            for turn, missed in zip(rows.turn, wrong, strict=True):
+                for number in range(int(turn.max()) + 1):
+                    total += 1
+                    right += not missed[turn == number].any()
+        accuracy[kind] = right / max(1, total)
+    accuracy["closed"] = sum(accuracy[kind] for kind in KINDS if kind != "describe") / (
+        len(KINDS) - 1
+    )
+    return accuracy
