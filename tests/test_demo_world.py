@@ -69,7 +69,8 @@ def test_a_scene_follows_from_its_seed_and_nothing_overlaps(seed, crowded):
         boxes.append((scene.sign.x, scene.sign.y, scene.sign.width / 2, scene.sign.height / 2))
         assert scene.sign.color != scene.background
     for i, (x, y, w, h) in enumerate(boxes):
-        assert w <= x <= SIZE - w and h <= y <= SIZE - h
+        assert w <= x <= SIZE - w
+        assert h <= y <= SIZE - h
         assert all(abs(x - a) >= w + c or abs(y - b) >= h + d for a, b, c, d in boxes[:i])
 
 
@@ -77,12 +78,14 @@ def test_patches_belong_to_what_is_painted_on_them(drawn_artwork):
     for seed in range(20):
         scene = lay_out(seed)
         picture, owners = paint(scene, seed, drawn_artwork, ("google",))
-        assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
+        assert picture.shape == (SIZE, SIZE, 3)
+        assert picture.dtype == np.uint8
         assert owners.shape == (GRID, GRID)
         for index, placed in enumerate(scene.things):
             rows, columns = np.nonzero(owners == index)
             distance = np.hypot((columns + 0.5) * PATCH - placed.x, (rows + 0.5) * PATCH - placed.y)
-            assert len(rows) and distance.max() < placed.size / 2 + PATCH
+            assert len(rows)
+            assert distance.max() < placed.size / 2 + PATCH
             assert owners[int(placed.y) // PATCH, int(placed.x) // PATCH] == index
         assert (owners == len(scene.things)).any() == (scene.sign is not None)
         again, _ = paint(scene, seed, drawn_artwork, ("google",))
@@ -187,7 +190,8 @@ def test_a_description_names_all_from_left_to_right():
 
 def test_held_out_questions_are_balanced_and_seeds_do_not_meet(drawn_artwork):
     starts = [start for start, _ in make.HELD_OUT.values()]
-    assert min(starts) > 10**8 and len(set(starts)) == len(starts)
+    assert min(starts) > 10**8
+    assert len(set(starts)) == len(starts)
     assert not set(artwork.TRAINING_SETS) & set(artwork.HELD_OUT_SETS)
     asked = make.balanced_questions(starts[0], 40)
     assert Counter(kind for _, kind, *_ in asked) == dict.fromkeys(questions.KINDS, 40)
@@ -243,5 +247,5 @@ def test_a_missing_package_says_where_to_get_it(tmp_path):
 
 
 def test_data_without_artwork_says_what_to_run_first(tmp_path):
-    with pytest.raises(InputError, match="python -m examples.demo_world artwork"):
+    with pytest.raises(InputError, match=r"python -m examples\.demo_world artwork"):
         artwork.check(tmp_path)

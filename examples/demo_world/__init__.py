@@ -1,1 +1,1 @@
-"""The demo world: painted scenes of everyday things, questions about them, and a model that learns both."""
+"""The demo world: painted scenes, questions about them, and a model that learns both."""

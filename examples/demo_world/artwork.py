@@ -1,7 +1,7 @@
-"""The artwork: emoji pictures and fonts from the npm registry, or from a folder that holds the packages.
+"""The artwork: emoji and fonts from the npm registry, or from a folder that holds the packages.
 
-Packages are pinned by version and checksum. Only the pictures and fonts that the world needs are taken
-out of them, as ``FOLDER/<set>/<code point>.png``, beside a ``LICENSES.md``.
+Packages are pinned by version and checksum. Only the pictures and fonts that the world needs are
+taken out of them, as ``FOLDER/<set>/<code point>.png``, beside a ``LICENSES.md``.
 """
 
 import base64
@@ -87,7 +87,7 @@ FACES = ("DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif-Bold", "DejaVuSa
 
 
 def fetch(folder: Path, source: Path | None = None) -> None:
-    """Unpacks all sets and fonts into ``folder``, from ``source`` (a folder of .tgz files) or npm."""
+    """Unpacks all sets and fonts into ``folder``, from npm or from ``source``, a folder of .tgz."""
     for name, package in SETS.items():
         wanted = {thing.code: _spellings(thing.code) for thing in THINGS}
         _unpack(package, source, folder / name, wanted, ".png")

@@ -1,11 +1,12 @@
-"""``python -m examples.demo_world.evaluate``: answers to the held-out questions, by kind, beside the blind.
+"""``python -m examples.demo_world.evaluate``: how many held-out questions are answered right.
 
     python -m examples.demo_world.evaluate --data data --model data/run/model
 
-Two runtimes answer: transformers on the Hugging Face folder (extra ``train``), and this project's on the
-converted one (``--converted``; without it, the bundled demo model). An answer is right when the greedy
-answer equals it. Beside them: the same model without a picture, and the answer that was most often right
-for the same question in training scenes (for a question never met there, for its kind).
+Two runtimes answer: transformers on the Hugging Face folder (extra ``train``), and this project's
+on the converted one (``--converted``; without it, the bundled demo model). An answer is right when
+the greedy answer equals it. Beside them two that are blind: the same model without a picture, and
+the answer that was most often right for the same question in training scenes (for a question never
+met there, for its kind).
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """The splits: training scenes as arrays, held-out scenes as pictures with a question file each.
 
-==================  ========================================  =======================================
-split               scenes                                    artwork
-==================  ========================================  =======================================
-train               seeds from 0                              the training sets
-held_out            seeds from 1,000,000,000                  the training sets
-held_out_artwork    seeds from 2,000,000,000                  sets that no training scene uses
-==================  ========================================  =======================================
+================  ==============================  ====================================
+split             scenes                          artwork
+================  ==============================  ====================================
+train             seeds from 0                    the training sets
+crowd             the same, as full as they get   the training sets
+held_out          seeds from 1,000,000,000        the training sets
+held_out_artwork  seeds from 2,000,000,000        sets that no training scene uses
+================  ==============================  ====================================
 """
 
 import json
@@ -38,7 +39,7 @@ def painted(
 
 
 def make_train(out: Path, number: int, folder: Path, workers: int, crowded: bool = False) -> None:
-    """``pictures.npy`` [number, SIZE, SIZE, 3] uint8, ``owners.npy`` [number, GRID, GRID], ``scenes.jsonl``."""
+    """Writes ``scenes.jsonl`` and, as `paint` gives them, ``pictures.npy`` and ``owners.npy``."""
     out.mkdir(parents=True, exist_ok=True)
     pictures = np.lib.format.open_memmap(
         out / "pictures.npy", "w+", np.uint8, (number, SIZE, SIZE, 3)
@@ -58,8 +59,8 @@ def make_train(out: Path, number: int, folder: Path, workers: int, crowded: bool
 def make_held_out(out: Path, split: str, per_kind: int, folder: Path) -> None:
     """``images/*.png``, ``scenes.jsonl``, ``questions.jsonl``: ``per_kind`` questions of each kind.
 
-    A line of ``questions.jsonl`` has LLaVA's fields (``question_id``, ``image``, ``text``, ``category``)
-    and the ``answer``.
+    A line of ``questions.jsonl`` has LLaVA's fields (``question_id``, ``image``, ``text``,
+    ``category``) and the ``answer``.
     """
     start, styles = HELD_OUT[split]
     asked = balanced_questions(start, per_kind)
@@ -82,7 +83,7 @@ def make_held_out(out: Path, split: str, per_kind: int, folder: Path) -> None:
 
 
 def balanced_questions(start: int, per_kind: int) -> list[tuple[int, str, str, str]]:
-    """(scene's seed, kind, question, answer): of each kind as many, no answer of a kind above its share.
+    """(scene's seed, kind, question, answer), of each kind as many, no answer above its share.
 
     The share is what is fair among the answers that the kind can have, and one more; descriptions,
     where hardly two are alike, are left as they come.

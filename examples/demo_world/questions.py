@@ -16,9 +16,10 @@ text      what does the sign say?                             TextVQA
 describe  one sentence that names all                         MM-Vet, LLaVA-in-the-wild
 ========  ==================================================  ========================
 
-A kind returns None where the scene leaves its answer open: things too close to a line, or not unique.
+A kind returns None where the scene leaves its answer open: too close to a line, or not unique.
 """
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -196,7 +197,7 @@ def choice(rng: random.Random, scene: Scene) -> Question:
         wrong = [THINGS[thing].name for thing in sorted(absent)]
         rng.shuffle(wrong)
     place = rng.randrange(len(LETTERS))
-    options = wrong[:place] + [right] + wrong[place:]
+    options = [*wrong[:place], right, *wrong[place:]]
     listed = " ".join(
         f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)
     )
@@ -217,12 +218,12 @@ def text(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def describe(rng: random.Random, scene: Scene) -> Question | None:
-    """From left to right by the leftmost of each kind; open where two kinds begin too near each other."""
+    """From left to right by the leftmost of each; open where two begin too near each other."""
     leftmost: dict[int, float] = {}
     for placed in sorted(scene.things, key=lambda placed: placed.x):
         leftmost.setdefault(placed.thing, placed.x)
     starts = list(leftmost.values())
-    if any(b - a < MARGIN / 2 for a, b in zip(starts, starts[1:], strict=False)):
+    if any(b - a < MARGIN / 2 for a, b in itertools.pairwise(starts)):
         return None
     numbers = Counter(placed.thing for placed in scene.things)
     parts = [

@@ -1,4 +1,4 @@
-"""Scenes: one to four things and sometimes a sign on a shaded background, laid out and painted by seed."""
+"""Scenes: one to four things, perhaps a sign, on a shaded background; laid out, painted by seed."""
 
 import random
 from dataclasses import asdict, dataclass
@@ -74,7 +74,7 @@ def lay_out(seed: int) -> Scene:
 
 
 def crowd(seed: int) -> Scene:
-    """A scene as full as it gets: much to see in one picture, for the vision tower's first lessons."""
+    """A scene as full as it gets: much to see in one picture, for the eyes' first lessons."""
     rng = random.Random(seed)
     background = rng.choice(COLOR_NAMES)
     sign = _sign(rng, background) if rng.random() < SHARE_WITH_SIGN_IN_CROWD else None

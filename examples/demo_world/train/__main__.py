@@ -1,4 +1,4 @@
-"""``python -m examples.demo_world.train``: all stages in order, each from its last checkpoint on."""
+"""``python -m examples.demo_world.train``: all stages, each from its last checkpoint on."""
 
 import argparse
 import sys

@@ -1,7 +1,7 @@
 """The decoder's forward pass for training: a picture read once, many rows of turns beside it.
 
-The same sums as transformers' LlamaModel over [prefix, row] for every row, with the prefix shared by a
-picture's rows; `tests/test_demo_world.py` holds the two against each other.
+The same sums as transformers' LlamaModel over [prefix, row] for every row, with the prefix shared
+by a picture's rows; the tests hold the two against each other.
 """
 
 import torch
@@ -14,12 +14,12 @@ from .turns import Rows
 def hidden_states(
     model: LlamaModel, prefix: torch.Tensor, rows: torch.Tensor, packed: Rows, early: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``prefix`` [B, P, D] and ``rows`` [B * R, T, D] input embeddings to the rows' last hidden states.
+    """The rows' last hidden states, and those after ``early`` layers, both [B * R, T, D].
 
-    And their hidden states after ``early`` layers.
+    ``prefix`` [B, P, D] and ``rows`` [B * R, T, D] are input embeddings.
     """
     heads = model.config.num_attention_heads
-    pictures, length, _ = prefix.shape
+    _, length, _ = prefix.shape
     at_prefix = torch.arange(length, device=prefix.device)[None]
     rotate_prefix = _rotation(model, prefix, at_prefix)
     rotate_rows = _rotation(model, rows, packed.position + length)

@@ -1,8 +1,8 @@
 """Where training starts: attention that already matches and copies, eyes that already see edges.
 
-Attention starts with keys like queries and outputs that undo values, so that a token attends to what is
-like itself and takes it over ("mimetic initialisation", Trockman & Kolter 2023, arXiv 2305.09828);
-patches start as the principal components of real patches, positions as waves over the picture.
+Attention starts with keys like queries and outputs that undo values, so that a token attends to
+what is like itself and takes it over ("mimetic initialisation", Trockman & Kolter 2023, arXiv
+2305.09828); patches start as the principal components of real patches, positions as waves.
 From random weights the same circuits appear too, hours later.
 """
 
@@ -19,7 +19,7 @@ from ..scenes import GRID, PATCH
 def attention(
     q: nn.Linear, k: nn.Linear, v: nn.Linear, o: nn.Linear, heads: int, match: float, copy: float
 ) -> None:
-    """``match``: how strongly like attends to like; ``copy``: the share of it that is taken over."""
+    """``match``: how strongly like attends to like; ``copy``: how much of it is taken over."""
     width = q.in_features
     per_head = width // heads
     for head in range(heads):
@@ -34,7 +34,7 @@ def attention(
 
 @torch.no_grad()
 def far_match(q: nn.Linear, k: nn.Linear, head: int, heads: int, match: float) -> None:
-    """One head in which a token finds its like at any distance: only RoPE's slow pairs take part."""
+    """A head in which a token finds its like at any distance: only RoPE's slow pairs take part."""
     per_head = q.in_features // heads
     first = head * per_head
     half = per_head // 2
@@ -86,7 +86,7 @@ def tower(model, patches: np.ndarray) -> None:
 
 
 def _waves(width: int) -> torch.Tensor:
-    """[1 + GRID * GRID, width]: sines and cosines over rows and columns; the class token has none."""
+    """[1 + GRID * GRID, width]: sines and cosines over rows and columns; none for the class."""
     quarter = width // 4
     frequency = math.pi / GRID * torch.logspace(0, math.log2(GRID / 2), quarter, base=2)
     at = torch.arange(GRID)[:, None] * frequency

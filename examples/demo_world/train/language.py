@@ -59,8 +59,8 @@ def spelled(scenes: list[Scene], rng: random.Random) -> Facts:
 class NounHead(nn.Module):
     """What a thing's name should know of the scene after two layers: how many there are, and where.
 
-    Without it, "is there a cat?" stays at chance for hours: yes or no says too little about what to look
-    for. With it, each name in a question or answer learns to find its thing.
+    Without it, "is there a cat?" stays at chance for hours: yes or no says too little about what
+    to look for. With it, each name in a question or answer learns to find its thing.
     """
 
     LAYERS = 2
@@ -75,7 +75,7 @@ class NounHead(nn.Module):
         named = rows.number >= 0
         said = self.linear(self.norm(hidden[named])).float()
         number, place = said.split([self.MOST + 1, 2], dim=-1)
-        one = rows.number[named] == 1
+        one = (rows.number[named] == 1) & (rows.x[named] > 0)
         away = (place - torch.stack([rows.x[named], rows.y[named]], dim=-1)).abs().sum(-1)
         return {
             "how_many": 0.5 * F.cross_entropy(number, rows.number[named]),
@@ -85,7 +85,7 @@ class NounHead(nn.Module):
 
 @dataclass
 class Answers:
-    """Logits [N, vocabulary] and targets [N] of all answer tokens, and the rows after two layers."""
+    """Logits [N, vocabulary], targets [N] of the answer tokens; the rows after two layers."""
 
     logits: torch.Tensor
     targets: torch.Tensor
@@ -121,7 +121,7 @@ def answer_accuracy(
     encode: Encoder,
     scenes: list[Scene],
 ) -> dict[str, float]:
-    """Share of turns of each kind whose every answer token is the likeliest: what greedy decoding gets right."""
+    """By kind, the share of turns whose every answer token is the likeliest, as greedy decodes."""
     accuracy = {}
     for kind in KINDS:
         rng = random.Random(kind)

@@ -53,7 +53,7 @@ class _Batches(Dataset):
 
 
 def run(stage: Stage, out: Path, steps: int, every: int, workers: int) -> None:
-    """Trains for ``steps`` in all; writes ``out``/NAME.pt and a line of ``out``/log.jsonl each ``every`` steps."""
+    """Trains for ``steps`` in all; each ``every`` steps saves NAME.pt and adds to log.jsonl."""
     path = out / f"{stage.name}.pt"
     optimizers = _optimizers(list(stage.parts.values()))
     step = _restore(path, stage, optimizers)

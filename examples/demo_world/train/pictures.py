@@ -11,7 +11,7 @@ from ..scenes import Scene
 
 
 class Pictures:
-    """A folder that `make` wrote. The last ``held_back`` scenes are kept for measuring while training."""
+    """A folder that `make` wrote. The last ``held_back`` scenes are kept to measure with."""
 
     def __init__(self, folder: Path, held_back: int = 500) -> None:
         self.pixels = np.load(folder / "pictures.npy", mmap_mode="r")
@@ -29,7 +29,7 @@ class Pictures:
 
 
 def jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, colour cast and offset, per picture; small enough that colours keep their names."""
+    """Brightness, colour cast, offset per picture; so small that colours keep their names."""
     batch = len(pixels)
     gain = (
         1

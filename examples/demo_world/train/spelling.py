@@ -1,9 +1,9 @@
 """Pictures spelled as embeddings: what each patch should say to the decoder.
 
-A patch says the word of what covers it (a thing's name, a sign's word, the background's colour: the
-embedding of the very token), where that thing's centre is, whether this patch is the centre, and a
-sign's colour. The decoder learns to answer from spelled scenes, with no pictures at all; meanwhile the
-vision tower learns to see the same facts, and the projector to spell them.
+A patch says the word of what covers it (a thing's name, a sign's word, the background's colour:
+the embedding of the very token), where that thing's centre is, whether this patch is the centre,
+and a sign's colour. The decoder learns to answer from spelled scenes, with no pictures at all;
+meanwhile the vision tower learns to see the same facts, and the projector to spell them.
 """
 
 import math
@@ -24,7 +24,7 @@ WAVES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 @dataclass
 class Facts:
-    """Per patch, [B, GRID * GRID]: index into NAMES, the owner's centre (0 to 1), is this the centre, sign colour."""
+    """Per patch, [B, GRID * GRID]: index into NAMES, the owner's centre (0 to 1), is it here."""
 
     name: torch.Tensor
     x: torch.Tensor
@@ -69,7 +69,7 @@ def _table(scene: Scene) -> list[list[float]]:
 
 
 def rough_owners(scene: Scene, rng: random.Random) -> np.ndarray:
-    """Owners [GRID, GRID] of a scene that is not painted: each thing an ellipse, the sign its board."""
+    """Owners [GRID, GRID] of an unpainted scene: each thing an ellipse, the sign its board."""
     rows, columns = (np.mgrid[0:GRID, 0:GRID] + 0.5) * PATCH
     owners = np.full((GRID, GRID), -1, np.int8)
     for index, placed in enumerate(scene.things):
@@ -85,7 +85,7 @@ def rough_owners(scene: Scene, rng: random.Random) -> np.ndarray:
 
 
 class Speller(nn.Module):
-    """Facts to embeddings [B, GRID * GRID, width]; the words are the decoder's own token embeddings."""
+    """Facts to embeddings [B, GRID * GRID, width]; the words are the decoder's own."""
 
     def __init__(self, tokenizer, width: int) -> None:
         super().__init__()

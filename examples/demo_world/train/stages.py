@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedTokenizerFast
 
 from ..scenes import Scene, lay_out
 from . import initial
@@ -57,14 +58,14 @@ class Lesson:
 class School:
     """The model in training with all that teaches it, on one device.
 
-    ``batch`` is the number of pictures a step; the eyes, who have no decoder behind them, see four times
-    as many.
+    ``batch`` is the number of pictures a step; the eyes, who have no decoder behind them, see four
+    times as many.
     """
 
     def __init__(self, data: Path, out: Path, device: str, batch: int) -> None:
         torch.manual_seed(0)
         self.out, self.device, self.size = out, torch.device(device), batch
-        self.tokenizer = make_tokenizer()
+        self.tokenizer = _tokenizer(out / "tokenizer")
         self.encode = Encoder(self.tokenizer)
         self.model = make_model(len(self.tokenizer))
         config = self.model.config
@@ -242,6 +243,13 @@ STAGES: dict[str, Callable[[School], Stage]] = {
     "spelling": School.spelling,
     "together": School.together,
 }
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Made once a run: its ids must stay what the checkpoints know."""
+    if not folder.exists():
+        make_tokenizer().save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _to(batch: Any, device: torch.device) -> Any:

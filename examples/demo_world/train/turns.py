@@ -1,12 +1,11 @@
 """Questions about one picture, packed side by side into rows.
 
-A turn sees the picture and itself, nothing of its neighbours, and its positions start where the picture
-ends: it is as if it had been asked alone, but the picture is read once for all of them. Some turns
-follow another in one conversation, as a user's second question does.
+A turn sees the picture and itself, nothing of its neighbours, and its positions start where the
+picture ends: it is as if it had been asked alone, but the picture is read once for all of them.
+Some turns follow another in one conversation, as a user's second question does.
 """
 
 import random
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from ..questions import KINDS
 from ..scenes import SIZE, Scene
-from ..vocabulary import THINGS
+from ..vocabulary import THINGS, WORDS
 from .architecture import EOS, PAD
 
 ROW = 64  # tokens: the longest turn fits
@@ -29,10 +28,10 @@ DRAWS = (
 class Rows:
     """``rows`` rows per picture. All arrays are [pictures * rows, ROW].
 
-    ``turn`` numbers the turns within a row (-1: padding), ``position`` counts from the turn's start.
-    ``target`` is the token that follows, or -100 where it is not part of an answer. Where a token names
-    a thing, ``number`` is how many of it the scene has (else -100), and ``x``, ``y`` where it is (0 to 1)
-    if there is one.
+    ``turn`` numbers the turns within a row (-1: padding), ``position`` counts from a turn's start.
+    ``target`` is the token that follows, or -100 where it is not part of an answer. Where a token
+    names a thing, a sign's word or "objects", ``number`` is how many of it the scene has (else
+    -100), and ``x``, ``y`` where it is (0 to 1).
     """
 
     tokens: torch.Tensor
@@ -51,7 +50,10 @@ class Encoder:
     def __init__(self, tokenizer) -> None:
         self.tokenizer = tokenizer
         self.known: dict[str, list[int]] = {}
-        self.things = {self(f" {thing.name}")[0]: index for index, thing in enumerate(THINGS)}
+        named = (*(thing.name for thing in THINGS), *WORDS)
+        self.token = {name: self(f" {name}")[0] for name in named}
+        self.names = set(self.token.values())
+        self.all_things = self(" objects")[0]
 
     def __call__(self, text: str) -> list[int]:
         if text not in self.known:
@@ -110,13 +112,18 @@ def pack(
 
 
 def _named(scene: Scene, encode: Encoder) -> dict[int, tuple[float, float, float]]:
-    """By token that names a thing: how many of it there are, and where the leftmost is."""
-    facts = dict.fromkeys(encode.things, (0.0, 0.0, 0.0))
-    numbers = Counter(placed.thing for placed in scene.things)
-    at = {placed.thing: placed for placed in sorted(scene.things, key=lambda placed: -placed.x)}
-    for token, thing in encode.things.items():
-        if thing in at:
-            facts[token] = (numbers[thing], at[thing].x / SIZE, at[thing].y / SIZE)
+    """By token that names something: how many of it there are, and where the leftmost is."""
+    facts = dict.fromkeys(encode.names, (0.0, 0.0, 0.0))
+    facts[encode.all_things] = (float(len(scene.things)), 0.0, 0.0)
+    for placed in sorted(scene.things, key=lambda placed: -placed.x):
+        number = sum(other.thing == placed.thing for other in scene.things)
+        facts[encode.token[THINGS[placed.thing].name]] = (
+            float(number),
+            placed.x / SIZE,
+            placed.y / SIZE,
+        )
+    if sign := scene.sign:
+        facts[encode.token[sign.word]] = (1.0, sign.x / SIZE, sign.y / SIZE)
     return facts
 
 
