@@ -9,7 +9,7 @@ from mlx_corematching.command import run_command
 from mlx_corematching.errors import InputError
 
 from . import artwork
-from .make import HELD_OUT, make_held_out, make_train
+from .make import HELD_OUT, make_examples, make_held_out, make_train
 
 
 def main() -> int:
@@ -41,7 +41,13 @@ def main() -> int:
     make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     make.set_defaults(run=_make)
 
-    for command in (fetch, make):
+    show = commands.add_parser("examples", help="paint a few held-out scenes to show and test with")
+    show.add_argument("--artwork", type=Path, default=Path("data/artwork"))
+    show.add_argument("--out", type=Path, default=Path("examples/images"))
+    show.add_argument("--scenes", type=int, default=18, metavar="N")
+    show.set_defaults(run=_examples)
+
+    for command in (fetch, make, show):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     return run_command(args.run, args)
@@ -63,6 +69,12 @@ def _make(args: argparse.Namespace) -> None:
         for name, crowded in (("train", False), ("crowd", True)):
             make_train(args.out / name, args.train, args.artwork, args.workers, crowded)
             print(f"{args.out / name}: {args.train} scenes", file=sys.stderr)
+
+
+def _examples(args: argparse.Namespace) -> None:
+    artwork.check(args.artwork)
+    make_examples(args.out, args.scenes, args.artwork)
+    print(f"{args.scenes} scenes and their questions in {args.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ train             seeds from 0                    the training sets
 crowd             the same, as full as they get   the training sets
 held_out          seeds from 1,000,000,000        the training sets
 held_out_artwork  seeds from 2,000,000,000        sets that no training scene uses
+examples          seeds from 3,000,000,000        the training sets
 ================  ==============================  ====================================
 """
 
@@ -28,6 +29,7 @@ HELD_OUT = {
     "held_out": (1_000_000_000, artwork.TRAINING_SETS),
     "held_out_artwork": (2_000_000_000, artwork.HELD_OUT_SETS),
 }
+EXAMPLES_START = 3_000_000_000
 PAINT_SEED = 7_000_000_000  # added to a scene's seed, so that layout and paint draw apart
 
 
@@ -72,14 +74,37 @@ def make_held_out(out: Path, split: str, per_kind: int, folder: Path) -> None:
             scenes.write(json.dumps({"image": f"images/{seed}.png", **scene.as_dict()}) + "\n")
     with (out / split / "questions.jsonl").open("w") as lines:
         for number, (seed, kind, question, answer) in enumerate(asked):
-            fields = {
-                "question_id": number,
-                "image": f"images/{seed}.png",
-                "text": question,
-                "category": kind,
-                "answer": answer,
-            }
-            lines.write(json.dumps(fields) + "\n")
+            line = _line(number, f"images/{seed}.png", kind, question, answer)
+            lines.write(json.dumps(line) + "\n")
+
+
+def make_examples(out: Path, number: int, folder: Path) -> None:
+    """A few held-out scenes to show and to test with: ``scene_*.png`` and ``questions.jsonl``.
+
+    Each scene is asked one question of every kind that it leaves open.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(EXAMPLES_START)
+    with (out / "questions.jsonl").open("w") as lines:
+        count = 0
+        for index in range(number):
+            scene, picture, _ = painted(EXAMPLES_START + index, folder, artwork.TRAINING_SETS)
+            name = f"scene_{index:04}.png"
+            Image.fromarray(picture).save(out / name)
+            for kind, ask in KINDS.items():
+                if asked := ask(rng, scene):
+                    lines.write(json.dumps(_line(count, name, kind, *asked)) + "\n")
+                    count += 1
+
+
+def _line(number: int, image: str, kind: str, question: str, answer: str) -> dict:
+    return {
+        "question_id": number,
+        "image": image,
+        "text": question,
+        "category": kind,
+        "answer": answer,
+    }
 
 
 def balanced_questions(start: int, per_kind: int) -> list[tuple[int, str, str, str]]:
