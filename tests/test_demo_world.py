@@ -4,6 +4,8 @@ import io
 import json
 import random
 import re
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -19,6 +21,7 @@ from examples.demo_world.scenes import GRID, PATCH, SIZE, Placed, Scene, Sign, c
 from examples.demo_world.vocabulary import CATEGORIES, COLOR_NAMES, THINGS, WORDS
 from mlx_corematching.errors import InputError
 
+ROOT = Path(__file__).parent.parent
 seeds = st.integers(0, 2**40)
 NUMBER = {thing.name: index for index, thing in enumerate(THINGS)}
 
@@ -246,6 +249,14 @@ def test_a_missing_package_says_where_to_get_it(tmp_path):
         artwork.fetch(tmp_path / "out", tmp_path / "nothing")
 
 
-def test_data_without_artwork_says_what_to_run_first(tmp_path):
-    with pytest.raises(InputError, match=r"python -m examples\.demo_world artwork"):
-        artwork.check(tmp_path)
+def test_the_command_takes_packages_from_a_folder_and_says_what_is_wrong(tmp_path):
+    for arguments, message in (
+        (["make", "--questions", "0"], "--questions"),
+        (["make", "--packages", str(tmp_path), "--artwork", str(tmp_path / "a")], "does not exist"),
+        (["examples", "--scenes", "0"], "--scenes"),
+    ):
+        command = [sys.executable, "-m", "examples.demo_world", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""``python -m examples.demo_world``: artwork first, then the data."""
+"""``python -m examples.demo_world``: fetches the artwork and paints the data."""
 
 import argparse
 import os
@@ -16,24 +16,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.demo_world", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    fetch = commands.add_parser("artwork", help="fetch emoji and fonts from the npm registry")
-    fetch.add_argument("--out", type=Path, default=Path("data/artwork"))
-    fetch.add_argument(
-        "--from", dest="source", type=Path, metavar="FOLDER", help="a folder with the .tgz packages"
-    )
+    fetch = commands.add_parser("artwork", help="fetch emoji and fonts, and nothing else")
     fetch.set_defaults(run=_artwork)
 
-    make = commands.add_parser(
-        "make", help="paint the training and held-out scenes, with questions"
-    )
-    make.add_argument("--artwork", type=Path, default=Path("data/artwork"))
+    make = commands.add_parser("make", help="paint training and held-out scenes, with questions")
     make.add_argument("--out", type=Path, default=Path("data"))
     make.add_argument(
-        "--train",
-        type=int,
-        default=60_000,
-        metavar="N",
-        help="scenes to train on, and as many crowded",
+        "--train", type=int, default=60_000, metavar="N", help="scenes to train on, and crowds"
     )
     make.add_argument(
         "--questions", type=int, default=300, metavar="N", help="held-out questions of each kind"
@@ -42,26 +31,32 @@ def main() -> int:
     make.set_defaults(run=_make)
 
     show = commands.add_parser("examples", help="paint a few held-out scenes to show and test with")
-    show.add_argument("--artwork", type=Path, default=Path("data/artwork"))
     show.add_argument("--out", type=Path, default=Path("examples/images"))
     show.add_argument("--scenes", type=int, default=18, metavar="N")
     show.set_defaults(run=_examples)
 
     for command in (fetch, make, show):
+        command.add_argument("--artwork", type=Path, default=Path("data/artwork"))
+        command.add_argument(
+            "--packages",
+            type=Path,
+            metavar="FOLDER",
+            help="take the .tgz packages from here, not npm",
+        )
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     return run_command(args.run, args)
 
 
 def _artwork(args: argparse.Namespace) -> None:
-    artwork.fetch(args.out, args.source)
-    print(f"artwork in {args.out}; licences in {args.out / 'LICENSES.md'}")
+    artwork.fetch(args.artwork, args.packages)
+    print(f"{args.artwork}: artwork, and its licences in LICENSES.md", file=sys.stderr)
 
 
 def _make(args: argparse.Namespace) -> None:
     if args.train < 0 or args.questions < 1 or args.workers < 1:
         raise InputError("--train must be at least 0, --questions and --workers at least 1.")
-    artwork.check(args.artwork)
+    _artwork(args)
     for split in HELD_OUT:
         make_held_out(args.out, split, args.questions, args.artwork)
         print(f"{args.out / split}: {args.questions} questions of each kind", file=sys.stderr)
@@ -72,7 +67,9 @@ def _make(args: argparse.Namespace) -> None:
 
 
 def _examples(args: argparse.Namespace) -> None:
-    artwork.check(args.artwork)
+    if args.scenes < 1:
+        raise InputError("--scenes must be at least 1.")
+    _artwork(args)
     make_examples(args.out, args.scenes, args.artwork)
     print(f"{args.scenes} scenes and their questions in {args.out}", file=sys.stderr)
 

@@ -166,11 +166,3 @@ def sprite(folder: Path, style: str, code: str) -> Image.Image:
 @cache
 def font(folder: Path, face: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(folder / "fonts" / f"{face}.ttf"), size)
-
-
-def check(folder: Path) -> None:
-    """Says what to do where the artwork has not been fetched."""
-    if not (folder / "LICENSES.md").is_file():
-        raise InputError(
-            f"{folder} holds no artwork: run `python -m examples.demo_world artwork` first."
-        )
