@@ -14,7 +14,7 @@ from mlx_corematching.cli import main
 from mlx_corematching.loading import DEMO
 
 IMAGES = Path(__file__).parent.parent / "examples" / "images"
-SCENE = str(IMAGES / "scene_0016.png")
+SCENE = str(IMAGES / "scene_0012.png")
 FIELDS = {
     "text", "finish_reason", "model", "preset", "prompt_tokens", "image_tokens",
     "kept_image_tokens", "core_neuron_fraction", "generated_tokens", "vision_s", "prefill_s",
@@ -138,7 +138,7 @@ def test_models_that_cannot_be_used(tmp_path, capsys):
         (["--image", SCENE, "--rho", "1.2"], "rho is 1.2"),
         (["--image", SCENE, "--beta", "-0.1"], "beta is -0.1"),
         (["--image", SCENE, "--beta", "nan"], "beta is nan"),
-        (["--image", SCENE, "--prune-layer", "9"], "this model has 8 decoder layers"),
+        (["--image", SCENE, "--prune-layer", "9"], "this model has 6 decoder layers"),
         (["--image", SCENE, "--prune-layer", "0"], "counted from 1"),
         (["--image", SCENE, "--keep-tokens", "-1"], "0 or more"),
         (["--image", SCENE, "--preset", "dense", "--beta", "0.3"], "no effect with --preset dense"),

@@ -57,7 +57,7 @@ def test_the_last_response_says_what_was_kept(demo):
     assert set(last.trace.kept_image_tokens) <= set(last.trace.image_tokens)
     level = sorted(last.trace.scores, reverse=True)[last.trace.knee]
     assert last.kept_image_tokens == (last.trace.scores >= level).sum()
-    assert [len(core) for core in last.trace.core_neurons] == [410] * 8  # round(0.4 * 1024)
+    assert [len(core) for core in last.trace.core_neurons] == [410] * 6  # round(0.4 * 1024)
     assert last.core_neuron_fraction == 410 / 1024
     assert last.prefill_s > 0
     assert last.vision_s > 0
