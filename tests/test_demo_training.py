@@ -81,7 +81,7 @@ def test_packed_rows_are_transformers_one_by_one(tokenizer, model):
     prefix = 0.3 * torch.randn(len(SCENES), 20, decoder.config.hidden_size)
     with torch.no_grad():
         words = decoder.embed_tokens(rows.tokens)
-        packed, early = hidden_states(decoder, prefix, words, rows, 2)
+        packed, early, _ = hidden_states(decoder, prefix, words, rows, 2)
         for row, at in turns_of(rows):
             alone = torch.cat([prefix[row // rows.per_picture], words[row, at]])[None]
             wanted = decoder(inputs_embeds=alone, output_hidden_states=True)
@@ -118,6 +118,19 @@ def test_facts_are_those_of_what_covers_each_patch():
                 assert sign_color == spelling.NO_COLOR
         centres = told.centre[index].sum()
         assert centres == len(scene.things) + (scene.sign is not None)
+
+
+def test_ordinals_count_in_reading_order():
+    scenes = [lay_out(seed) for seed in range(30)]
+    owners = np.stack([spelling.rough_owners(scene, random.Random(0)) for scene in scenes])
+    of_kind, of_all = language.ordinals(spelling.facts(scenes, owners))
+    for index, scene in enumerate(scenes):
+        places = sorted((int(t.y) // 14, int(t.x) // 14, t.thing) for t in scene.things)
+        for number, (row, column, thing) in enumerate(places):
+            patch = row * GRID + column
+            assert of_all[index, patch] == number
+            assert of_kind[index, patch] == sum(kind == thing for *_, kind in places[:number])
+        assert (of_all[index] >= 0).sum() == len(places)
 
 
 def small_stage(seed: int) -> Stage:

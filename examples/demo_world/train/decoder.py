@@ -13,8 +13,8 @@ from .turns import Rows
 
 def hidden_states(
     model: LlamaModel, prefix: torch.Tensor, rows: torch.Tensor, packed: Rows, early: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows' last hidden states, and those after ``early`` layers, both [B * R, T, D].
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows' last hidden states; the rows' and the prefix's after ``early`` layers.
 
     ``prefix`` [B, P, D] and ``rows`` [B * R, T, D] are input embeddings.
     """
@@ -41,8 +41,8 @@ def hidden_states(
         prefix = prefix + layer.mlp(layer.post_attention_layernorm(prefix))
         rows = rows + layer.mlp(layer.post_attention_layernorm(rows))
         if number == early:
-            after_early = rows
-    return model.norm(rows), after_early
+            early_rows, early_prefix = rows, prefix
+    return model.norm(rows), early_rows, early_prefix
 
 
 def _mask(packed: Rows, length: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from ..questions import KINDS
 from ..scenes import Scene, lay_out
+from ..vocabulary import THINGS
 from .architecture import BOS
 from .decoder import hidden_states
 from .spelling import Facts, facts, rough_owners
@@ -21,6 +22,7 @@ FIRST_SEED = (
     100_000_000  # training scenes of the pictures start at 0, held-out ones at 1,000,000,000
 )
 SEEDS_PER_STEP = 1000
+EARLY_LAYERS = 2  # after these the decoder's first lessons are asked for
 ROWS = 4  # per picture: some fifteen questions
 MIX = {  # kinds that are learned late are asked often
     "presence": 1.4,
@@ -63,7 +65,6 @@ class NounHead(nn.Module):
     to look for. With it, each name in a question or answer learns to find its thing.
     """
 
-    LAYERS = 2
     MOST = 4
 
     def __init__(self, width: int) -> None:
@@ -85,11 +86,12 @@ class NounHead(nn.Module):
 
 @dataclass
 class Answers:
-    """Logits [N, vocabulary], targets [N] of the answer tokens; the rows after two layers."""
+    """Logits [N, vocabulary], targets [N] of the answer tokens; rows and image after two layers."""
 
     logits: torch.Tensor
     targets: torch.Tensor
-    early: torch.Tensor
+    rows: torch.Tensor
+    image: torch.Tensor
 
 
 def answers(
@@ -103,15 +105,56 @@ def answers(
     )
     after = words(torch.tensor(encode("\n"), device=image.device)).expand(len(image), -1, -1)
     prefix = torch.cat([before, image, after], dim=1)
-    hidden, early = hidden_states(decoder, prefix, words(rows.tokens), rows, NounHead.LAYERS)
+    hidden, early_rows, early = hidden_states(
+        decoder, prefix, words(rows.tokens), rows, EARLY_LAYERS
+    )
     answered = rows.target != -100
-    return Answers(F.linear(hidden[answered], words.weight).float(), rows.target[answered], early)
+    return Answers(
+        F.linear(hidden[answered], words.weight).float(),
+        rows.target[answered],
+        early_rows,
+        early[:, before.shape[1] : -after.shape[1]],
+    )
 
 
-def answer_losses(answers: Answers, nouns: NounHead, rows: Rows) -> dict[str, torch.Tensor]:
+class OrdinalHead(nn.Module):
+    """What a thing's centre patch should know: which of its kind it is, and which of all things.
+
+    First, second, ... in reading order. Whoever counts then only has to find the last.
+    """
+
+    MOST = 4
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.linear = nn.Linear(width, 2 * self.MOST)
+
+    def losses(self, image: torch.Tensor, facts: Facts) -> dict[str, torch.Tensor]:
+        of_its_kind, of_all = ordinals(facts)
+        counted = of_all >= 0
+        kind, everything = self.linear(self.norm(image[counted])).float().chunk(2, dim=-1)
+        told = F.cross_entropy(kind, of_its_kind[counted])
+        return {"ordinal": 0.3 * (told + F.cross_entropy(everything, of_all[counted]))}
+
+
+def ordinals(facts: Facts) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, patches]: how many centres of the same name, and of things, come before; else -1."""
+    thing = (facts.centre == 1) & (facts.name < len(THINGS))
+    alike = (facts.name[:, :, None] == facts.name[:, None, :]) & thing[:, None, :]
+    of_its_kind = alike.tril(-1).sum(-1)
+    of_all = thing.cumsum(-1) - 1
+    nothing = torch.full_like(of_all, -1)
+    return torch.where(thing, of_its_kind, nothing), torch.where(thing, of_all, nothing)
+
+
+def answer_losses(
+    answers: Answers, nouns: NounHead, ordinal: OrdinalHead, rows: Rows, facts: Facts
+) -> dict[str, torch.Tensor]:
     return {
         "answer": F.cross_entropy(answers.logits, answers.targets),
-        **nouns.losses(answers.early, rows),
+        **nouns.losses(answers.rows, rows),
+        **ordinal.losses(answers.image, facts),
     }
 
 

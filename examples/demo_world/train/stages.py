@@ -32,6 +32,7 @@ from .language import (
     Answers,
     Asked,
     NounHead,
+    OrdinalHead,
     answer_accuracy,
     answer_losses,
     answers,
@@ -40,7 +41,7 @@ from .language import (
 )
 from .loop import Part, Stage, load_modules
 from .pictures import Pictures, jitter, normalised
-from .spelling import Speller, facts
+from .spelling import Facts, Speller, facts
 from .turns import Encoder, Rows, pack
 
 MEASURED_SCENES = 64
@@ -71,6 +72,7 @@ class School:
         config = self.model.config
         self.head = facts_head(config.vision_config.hidden_size)
         self.nouns = NounHead(config.text_config.hidden_size)
+        self.ordinal = OrdinalHead(config.text_config.hidden_size)
         self.speller = Speller(self.tokenizer, config.text_config.hidden_size)
         self.tower = self.model.model.vision_tower
         self.projector = self.model.model.multi_modal_projector
@@ -79,7 +81,7 @@ class School:
         self.crowds = Pictures(data / "crowd")
         initial.decoder(self.decoder)
         initial.tower(self.tower, self._patches())
-        for module in (self.model, self.head, self.nouns, self.speller):
+        for module in (self.model, self.head, self.nouns, self.ordinal, self.speller):
             module.to(self.device)
 
     def _patches(self) -> np.ndarray:
@@ -107,13 +109,14 @@ class School:
             return self._answer_spelled(Asked(spelled(part, random.Random(start)), rows))
 
         def losses(asked: Asked) -> dict[str, torch.Tensor]:
-            return self._answer_losses(self._answer_spelled(asked), _to(asked.rows, self.device))
+            return self._answer_losses(self._answer_spelled(asked), asked.rows, asked.facts)
 
         return Stage(
             "language",
             {
                 "decoder": Part(self.decoder, 2e-3, 2e-3),
                 "nouns": Part(self.nouns, 2e-3, 2e-3),
+                "ordinal": Part(self.ordinal, 2e-3, 2e-3),
                 "speller": Part(self.speller, 2e-3, 2e-3),
             },
             lambda step: ask(self.encode, step, self.size),
@@ -127,9 +130,10 @@ class School:
             image = self.speller(asked.facts, self.decoder.embed_tokens)
             return answers(self.model, self.encode, image, asked.rows)
 
-    def _answer_losses(self, given: Answers, rows: Rows) -> dict[str, torch.Tensor]:
+    def _answer_losses(self, given: Answers, rows: Rows, told: Facts) -> dict[str, torch.Tensor]:
+        rows, told = _to(rows, self.device), _to(told, self.device)
         with self.autocast():
-            return answer_losses(given, self.nouns, rows)
+            return answer_losses(given, self.nouns, self.ordinal, rows, told)
 
     # eyes
 
@@ -185,18 +189,21 @@ class School:
     # together
 
     def together(self) -> Stage:
-        load_modules(self.out / "language.pt", decoder=self.decoder, nouns=self.nouns)
+        load_modules(
+            self.out / "language.pt", decoder=self.decoder, nouns=self.nouns, ordinal=self.ordinal
+        )
         load_modules(
             self.out / "spelling.pt", tower=self.tower, head=self.head, projector=self.projector
         )
         return Stage(
             "together",
             {
-                "tower": Part(self.tower, 5e-4, 5e-4),
-                "head": Part(self.head, 5e-4, 5e-4),
+                "tower": Part(self.tower, 3e-4, 3e-4),
+                "head": Part(self.head, 3e-4, 3e-4),
                 "projector": Part(self.projector, 1e-3, 1e-3),
                 "decoder": Part(self.decoder, 1e-3, 1e-3),
                 "nouns": Part(self.nouns, 1e-3, 1e-3),
+                "ordinal": Part(self.ordinal, 2e-3, 2e-3),
             },
             self._lesson,
             self._lesson_losses,
@@ -217,7 +224,7 @@ class School:
             given = answers(self.model, self.encode, self.projector(features), rows)
         seen = fact_losses(said.float(), _to(lesson.seen.facts, self.device))
         return {
-            **self._answer_losses(given, rows),
+            **self._answer_losses(given, rows, lesson.seen.facts),
             **{name: FACTS_WEIGHT * loss for name, loss in seen.items()},
         }
 
