@@ -175,8 +175,11 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path):
     assert not list(part.glob("*.unfinished"))
 
 
-def test_training_lowers_the_loss(tmp_path):
+def test_training_lowers_the_loss_and_says_by_how_much(tmp_path, capsys):
     stage = small_stage(0)
-    before = stage.losses(stage.batch(99))["loss"].item()
+    before = stage.losses(stage.batch(0))["loss"].item()
     run(stage, tmp_path, steps=200, every=100, workers=0)
-    assert stage.losses(stage.batch(99))["loss"].item() < 0.5 * before
+    after = stage.losses(stage.batch(999))["loss"].item()
+    assert after < 0.5 * before
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"small: loss {before:.3f} in the first step")

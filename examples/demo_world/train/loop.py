@@ -56,7 +56,7 @@ def run(stage: Stage, out: Path, steps: int, every: int, workers: int) -> None:
     """Trains for ``steps`` in all; each ``every`` steps saves NAME.pt and adds to log.jsonl."""
     path = out / f"{stage.name}.pt"
     optimizers = _optimizers(list(stage.parts.values()))
-    step = _restore(path, stage, optimizers)
+    step, opening = _restore(path, stage, optimizers)
     batches = DataLoader(_Batches(stage.batch, step, steps), batch_size=None, num_workers=workers)
     totals: dict[str, float] = {}
     since, begun = step, time.perf_counter()
@@ -75,12 +75,21 @@ def run(stage: Stage, out: Path, steps: int, every: int, workers: int) -> None:
         step += 1
         for name, loss in losses.items():
             totals[name] = totals.get(name, 0.0) + loss.item()
+        if opening is None:
+            opening = sum(totals.values())
         if step % every == 0 or step == steps:
             means = {name: round(total / (step - since), 4) for name, total in totals.items()}
             seconds = time.perf_counter() - begun
             measured = stage.measure()
-            _save(path, stage, optimizers, step)
+            _save(path, stage, optimizers, step, opening)
             _log(out, stage.name, step, steps, seconds / (step - since), means, measured)
+            if step == steps:
+                closing = sum(totals.values()) / (step - since)
+                print(
+                    f"{stage.name}: loss {opening:.3f} in the first step, "
+                    f"{closing:.3f} on average over the last {step - since}",
+                    file=sys.stderr,
+                )
             totals, since, begun = {}, step, time.perf_counter()
 
 
@@ -117,21 +126,31 @@ def _optimizers(parts: list[Part]) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _restore(path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer]) -> int:
+def _restore(
+    path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, float | None]:
+    """The number of steps taken, and the first one's loss."""
     if not path.exists():
-        return 0
+        return 0, None
     state = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in stage.parts.items():
         part.module.load_state_dict(state["modules"][name])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     print(f"{stage.name}: going on from step {state['step']}", file=sys.stderr)
-    return state["step"]
+    return state["step"], state["opening"]
 
 
-def _save(path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+def _save(
+    path: Path,
+    stage: Stage,
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+    opening: float | None,
+) -> None:
     state = {
         "step": step,
+        "opening": opening,
         "modules": {name: part.module.state_dict() for name, part in stage.parts.items()},
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
