@@ -27,6 +27,8 @@ from .scenes import lay_out
 from .vocabulary import THINGS
 
 Answer = Callable[[list[dict]], Iterator[str]]
+BY = ("guess", "no picture", "transformers", "MLX")
+NEEDS_TORCH = ("no picture", "transformers")
 GUESSER_SCENES = 20_000
 
 
@@ -34,63 +36,57 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m examples.demo_world.evaluate", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, default=Path("data"), help="what `make` painted")
-    parser.add_argument(
-        "--model", type=Path, metavar="FOLDER", help="the Hugging Face folder, for transformers"
-    )
-    parser.add_argument(
-        "--converted", metavar="FOLDER", help="a converted model (default: the bundled one)"
-    )
-    parser.add_argument("--split", choices=HELD_OUT, nargs="+", default=list(HELD_OUT))
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="only so many questions of each kind"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write every answer to this JSONL file, too"
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data"), help="what `make` painted")
+    add("--model", type=Path, metavar="FOLDER", help="the Hugging Face folder, for transformers")
+    add("--converted", metavar="FOLDER", help="a converted model (default: the bundled one)")
+    add("--split", choices=HELD_OUT, nargs="+", default=list(HELD_OUT))
+    add("--by", choices=BY, nargs="+", help="who answers (default: all that can)")
+    add("--limit", type=int, metavar="N", help="only so many questions of each kind")
+    add("--out", type=Path, metavar="FILE", help="add every answer to this JSONL file")
+    add("--debug", action="store_true", help="show the traceback of an error")
     return run_command(_evaluate, parser.parse_args())
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    answering: dict[str, Answer] = {}
-    for split in args.split:
-        folder = args.data / split
-        questions = _read(folder, args.limit)
-        answering = {"guess": _guesser(), "MLX": _mlx(args.converted, folder)}
-        if args.model:
-            answering["transformers"] = _transformers(args.model, folder)
-            answering["no picture"] = _transformers(args.model, None)
-        tables = {}
-        for name, answer in answering.items():
-            given = []
-            for number, text in enumerate(answer(questions), start=1):
-                given.append(text)
-                print(
-                    f"\r{split}: {name} {number} of {len(questions)}",
-                    end="",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            print(file=sys.stderr)
-            tables[name] = [
-                _right(question, text) for question, text in zip(questions, given, strict=True)
-            ]
+    by = args.by or [name for name in BY if args.model or name not in NEEDS_TORCH]
+    if args.model is None and set(by) & set(NEEDS_TORCH):
+        raise InputError("transformers and the model without a picture need --model.")
+    if args.model is not None and not (args.model / "config.json").is_file():
+        raise InputError(f"{args.model} holds no model: run `python -m examples.demo_world.train`.")
+    if args.limit is not None and args.limit < 1:
+        raise InputError("--limit must be at least 1.")
+    asked = {split: _read(args.data / split, args.limit) for split in args.split}
+    for split, questions in asked.items():
+        images = args.data / split
+        given = {}
+        for name in by:
+            answer = _answering(name, args, images)
+            given[name] = list(_counted(f"{split}: {name}", answer(questions), len(questions)))
             if args.out:
-                with args.out.open("a") as lines:
-                    for question, text in zip(questions, given, strict=True):
-                        lines.write(
-                            json.dumps({"split": split, "by": name, **question, "given": text})
-                            + "\n"
-                        )
-            if name in ("MLX", "transformers"):
-                described = [
-                    pair
-                    for pair in zip(questions, given, strict=True)
-                    if pair[0]["category"] == "describe"
-                ]
-                tables[name].append(_recall(described))
-        _print(split, questions, tables)
+                _keep(args.out, split, name, questions, given[name])
+        print(_table(split, questions, given))
+
+
+def _answering(name: str, args: argparse.Namespace, images: Path) -> Answer:
+    if name == "guess":
+        return _guesser()
+    if name == "MLX":
+        return _mlx(args.converted, images)
+    return _transformers(args.model, images if name == "transformers" else None)
+
+
+def _counted(title: str, texts: Iterator[str], total: int) -> Iterator[str]:
+    for number, text in enumerate(texts, start=1):
+        print(f"\r{title} {number} of {total}", end="", file=sys.stderr, flush=True)
+        yield text
+    print(file=sys.stderr)
+
+
+def _keep(path: Path, split: str, name: str, questions: list[dict], given: list[str]) -> None:
+    with path.open("a") as lines:
+        for question, text in zip(questions, given, strict=True):
+            lines.write(json.dumps({"split": split, "by": name, **question, "given": text}) + "\n")
 
 
 def _read(folder: Path, limit: int | None) -> list[dict]:
@@ -108,21 +104,19 @@ def _read(folder: Path, limit: int | None) -> list[dict]:
     return questions
 
 
-def _right(question: dict, text: str) -> bool:
-    return text == question["answer"]
-
-
 def _named(text: str) -> set[str]:
     words = set(re.findall(r"[a-z]+", text.lower()))
     return {thing.name for thing in THINGS if words & {thing.name, thing.plural}}
 
 
-def _recall(described: list[tuple[dict, str]]) -> float:
+def _recall(questions: list[dict], given: list[str]) -> float:
     """The average share of a scene's things that its description names."""
     shares = [
-        len(_named(q["answer"]) & _named(text)) / len(_named(q["answer"])) for q, text in described
+        len(_named(question["answer"]) & _named(text)) / len(_named(question["answer"]))
+        for question, text in zip(questions, given, strict=True)
+        if question["category"] == "describe"
     ]
-    return sum(shares) / max(1, len(shares))
+    return sum(shares) / len(shares)
 
 
 def _guesser() -> Answer:
@@ -194,35 +188,29 @@ def _transformers(folder: Path, images: Path | None) -> Answer:
     return answer
 
 
-def _print(split: str, questions: list[dict], tables: dict[str, list]) -> None:
-    kinds = list(dict.fromkeys(question["category"] for question in questions))
-    print(f"\n{split}: {len(questions)} questions, {len(questions) // len(kinds)} of each kind\n")
-    print("| |" + " | ".join(tables) + " |")
-    print("|---|" + "---|" * len(tables))
-    closed: dict[str, list[float]] = defaultdict(list)
-    for kind in kinds:
-        cells = []
-        for name, right in tables.items():
-            marks = [
-                mark
-                for question, mark in zip(questions, right, strict=False)
-                if question["category"] == kind
-            ]
-            share = sum(marks) / len(marks)
-            cells.append(f"{100 * share:.1f}")
-            if kind != "describe":
-                closed[name].append(share)
-        print(f"| {kind} | " + " | ".join(cells) + " |")
-    if closed:
-        print(
-            "| **closed, average** | "
-            + " | ".join(f"{100 * sum(c) / len(c):.1f}" for c in closed.values())
-            + " |"
+def _table(split: str, questions: list[dict], given: dict[str, list[str]]) -> str:
+    """Percentages of right answers, as a Markdown table."""
+    kinds = Counter(question["category"] for question in questions)
+    rows: dict[str, list[float]] = {kind: [] for kind in kinds}
+    rows["**closed, average**"], rows["things named in descriptions"] = [], []
+    for texts in given.values():
+        right = Counter(
+            question["category"]
+            for question, text in zip(questions, texts, strict=True)
+            if text == question["answer"]
         )
-    recalls = [
-        f"{100 * right[-1]:.1f}" if len(right) > len(questions) else "" for right in tables.values()
-    ]
-    print("| things named in descriptions | " + " | ".join(recalls) + " |")
+        for kind, number in kinds.items():
+            rows[kind].append(right[kind] / number)
+        closed = [right[kind] / kinds[kind] for kind in kinds if kind != "describe"]
+        rows["**closed, average**"].append(sum(closed) / len(closed))
+        rows["things named in descriptions"].append(_recall(questions, texts))
+    numbers = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    lines = [f"\n{split}: {len(questions)} questions ({numbers}); right, in percent\n"]
+    lines.append("| kind | " + " | ".join(given) + " |")
+    lines.append("|---" * (len(given) + 1) + "|")
+    for title, shares in rows.items():
+        lines.append(f"| {title} | " + " | ".join(f"{100 * s:.1f}" for s in shares) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
