@@ -110,8 +110,9 @@ def _line(number: int, image: str, kind: str, question: str, answer: str) -> dic
 def balanced_questions(start: int, per_kind: int) -> list[tuple[int, str, str, str]]:
     """(scene's seed, kind, question, answer), of each kind as many, no answer above its share.
 
-    The share is what is fair among the answers that the kind can have, and one more; descriptions,
-    where hardly two are alike, are left as they come.
+    The share is what is fair among the answers that the kind can have, and one more; questions about
+    one thing and about all are counted apart. Descriptions, where hardly two are alike, are left as
+    they come.
     """
     asked = []
     for number, (kind, ask) in enumerate(KINDS.items()):
@@ -122,13 +123,18 @@ def balanced_questions(start: int, per_kind: int) -> list[tuple[int, str, str, s
             if question is not None:
                 pool.append((seed, kind, *question))
             seed += 1
-        answers = Counter(answer for *_, answer in pool)
+        answers = {_balanced_by(entry) for entry in pool}
         most = per_kind if kind == "describe" else -(-per_kind // len(answers)) + 1
         chosen: list[tuple[int, str, str, str]] = []
-        taken: Counter[str] = Counter()
+        taken: Counter[tuple[bool, str]] = Counter()
         for entry in pool:
-            if taken[entry[3]] < most and len(chosen) < per_kind:
-                taken[entry[3]] += 1
+            if taken[_balanced_by(entry)] < most and len(chosen) < per_kind:
+                taken[_balanced_by(entry)] += 1
                 chosen.append(entry)
         asked += chosen
     return asked
+
+
+def _balanced_by(entry: tuple[int, str, str, str]) -> tuple[bool, str]:
+    _, _, question, answer = entry
+    return " objects " in question, answer
