@@ -151,7 +151,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path):
     whole.mkdir()
     part.mkdir()
     straight = small_stage(0)
-    run(straight, whole, steps=12, every=4, workers=0)
+    run(straight, whole, steps=12, every=4)
 
     interrupted = small_stage(0)
     batch = interrupted.batch
@@ -163,9 +163,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path):
 
     interrupted.batch = until
     with pytest.raises(KeyboardInterrupt):
-        run(interrupted, part, steps=12, every=4, workers=0)
+        run(interrupted, part, steps=12, every=4)
     resumed = small_stage(1)
-    run(resumed, part, steps=12, every=4, workers=0)
+    run(resumed, part, steps=12, every=4)
     for a, b in zip(
         straight.parts["layer"].module.parameters(),
         resumed.parts["layer"].module.parameters(),
@@ -178,7 +178,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path):
 def test_training_lowers_the_loss_and_says_by_how_much(tmp_path, capsys):
     stage = small_stage(0)
     before = stage.losses(stage.batch(0))["loss"].item()
-    run(stage, tmp_path, steps=200, every=100, workers=0)
+    run(stage, tmp_path, steps=200, every=100)
     after = stage.losses(stage.batch(999))["loss"].item()
     assert after < 0.5 * before
     said = capsys.readouterr().err.splitlines()[-1]

@@ -9,7 +9,10 @@ from mlx_corematching.command import run_command
 from mlx_corematching.errors import InputError
 
 from . import artwork
+from .folders import file_errors_in_a_sentence
 from .make import HELD_OUT, make_examples, make_held_out, make_train
+
+LEAST, MOST = 20, 1_000_000  # training scenes: some are held back; held-out seeds begin further on
 
 
 def main() -> int:
@@ -44,8 +47,12 @@ def main() -> int:
             help="take the .tgz packages from here, not npm",
         )
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args()
-    return run_command(args.run, args)
+    return run_command(_run, parser.parse_args())
+
+
+def _run(args: argparse.Namespace) -> None:
+    with file_errors_in_a_sentence():
+        args.run(args)
 
 
 def _artwork(args: argparse.Namespace) -> None:
@@ -54,8 +61,10 @@ def _artwork(args: argparse.Namespace) -> None:
 
 
 def _make(args: argparse.Namespace) -> None:
-    if args.train < 0 or args.questions < 1 or args.workers < 1:
-        raise InputError("--train must be at least 0, --questions and --workers at least 1.")
+    if args.questions < 1 or args.workers < 1:
+        raise InputError("--questions and --workers must be at least 1.")
+    if args.train and not LEAST <= args.train <= MOST:
+        raise InputError(f"--train must be 0, or {LEAST} to {MOST}.")
     _artwork(args)
     for split in HELD_OUT:
         make_held_out(args.out, split, args.questions, args.artwork)

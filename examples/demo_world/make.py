@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from . import artwork
+from .folders import written_whole
 from .questions import KINDS
 from .scenes import GRID, SIZE, Scene, crowd, lay_out, paint
 
@@ -42,7 +43,11 @@ def painted(
 
 def make_train(out: Path, number: int, folder: Path, workers: int, crowded: bool = False) -> None:
     """Writes ``scenes.jsonl`` and, as `paint` gives them, ``pictures.npy`` and ``owners.npy``."""
-    out.mkdir(parents=True, exist_ok=True)
+    with written_whole(out) as unfinished:
+        _make_train(unfinished, number, folder, workers, crowded)
+
+
+def _make_train(out: Path, number: int, folder: Path, workers: int, crowded: bool) -> None:
     pictures = np.lib.format.open_memmap(
         out / "pictures.npy", "w+", np.uint8, (number, SIZE, SIZE, 3)
     )
@@ -66,13 +71,20 @@ def make_held_out(out: Path, split: str, per_kind: int, folder: Path) -> None:
     """
     start, styles = HELD_OUT[split]
     asked = balanced_questions(start, per_kind)
-    (out / split / "images").mkdir(parents=True, exist_ok=True)
-    with (out / split / "scenes.jsonl").open("w") as scenes:
+    with written_whole(out / split) as unfinished:
+        _make_held_out(unfinished, asked, folder, styles)
+
+
+def _make_held_out(
+    out: Path, asked: list[tuple[int, str, str, str]], folder: Path, styles: tuple[str, ...]
+) -> None:
+    (out / "images").mkdir()
+    with (out / "scenes.jsonl").open("w") as scenes:
         for seed in sorted({seed for seed, *_ in asked}):
             scene, picture, _ = painted(seed, folder, styles)
-            Image.fromarray(picture).save(out / split / "images" / f"{seed}.png")
+            Image.fromarray(picture).save(out / "images" / f"{seed}.png")
             scenes.write(json.dumps({"image": f"images/{seed}.png", **scene.as_dict()}) + "\n")
-    with (out / split / "questions.jsonl").open("w") as lines:
+    with (out / "questions.jsonl").open("w") as lines:
         for number, (seed, kind, question, answer) in enumerate(asked):
             line = _line(number, f"images/{seed}.png", kind, question, answer)
             lines.write(json.dumps(line) + "\n")
@@ -84,6 +96,8 @@ def make_examples(out: Path, number: int, folder: Path) -> None:
     Each scene is asked one question of every kind that it leaves open.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for stale in out.glob("scene_*.png"):
+        stale.unlink()
     rng = random.Random(EXAMPLES_START)
     with (out / "questions.jsonl").open("w") as lines:
         count = 0
@@ -110,9 +124,9 @@ def _line(number: int, image: str, kind: str, question: str, answer: str) -> dic
 def balanced_questions(start: int, per_kind: int) -> list[tuple[int, str, str, str]]:
     """(scene's seed, kind, question, answer), of each kind as many, no answer above its share.
 
-    The share is what is fair among the answers that the kind can have, and one more; questions about
-    one thing and about all are counted apart. Descriptions, where hardly two are alike, are left as
-    they come.
+    The share is what is fair among the answers that the kind can have, and one more; questions
+    about one thing and about all are counted apart. Descriptions, where hardly two are alike, are
+    left as they come.
     """
     asked = []
     for number, (kind, ask) in enumerate(KINDS.items()):

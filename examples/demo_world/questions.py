@@ -24,7 +24,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from .scenes import SIZE, Placed, Scene
+from .scenes import SIZE, Placed, Scene, Sign
 from .vocabulary import CATEGORIES, COLOR_NAMES, THINGS, WORDS, article
 
 Question = tuple[str, str]
@@ -52,7 +52,7 @@ def presence(rng: random.Random, scene: Scene) -> Question:
 
 
 def count(rng: random.Random, scene: Scene) -> Question:
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 and not scene.sign:  # is a sign an object? it is not asked
         question = rng.choice(
             ("How many objects are in the image?", "How many objects can you see?")
         )
@@ -70,7 +70,7 @@ def count(rng: random.Random, scene: Scene) -> Question:
     return question, str(numbers[thing])
 
 
-DIRECTIONS: dict[str, tuple[Callable[[Placed], float], int]] = {
+DIRECTIONS: dict[str, tuple[Callable[[Placed | Sign], float], int]] = {
     "left": (lambda placed: placed.x, -1),
     "right": (lambda placed: placed.x, 1),
     "above": (lambda placed: placed.y, -1),
@@ -102,6 +102,8 @@ def spatial(rng: random.Random, scene: Scene) -> Question | None:
         for direction, (along, sign) in DIRECTIONS.items():
             apart = [(sign * (along(b) - along(a)), b) for b in scene.things if b is not a]
             beyond = [b for distance, b in apart if distance > 0]
+            if scene.sign and sign * (along(scene.sign) - along(a)) > 0:
+                continue  # the sign would be an answer, too
             if len(beyond) == 1 and all(abs(distance) >= MARGIN for distance, _ in apart):
                 open_to.append((a, direction, beyond[0]))
     if not open_to:
@@ -134,7 +136,12 @@ def corner(rng: random.Random, scene: Scene) -> Question | None:
         if where is None:
             return None
         inside.setdefault(where, []).append(placed)
-    alone = [(where, placed[0]) for where, placed in sorted(inside.items()) if len(placed) == 1]
+    signed = _corner(scene.sign) if scene.sign else None
+    alone = [
+        (where, placed[0])
+        for where, placed in sorted(inside.items())
+        if len(placed) == 1 and where != signed
+    ]
     if not alone:
         return None
     where, placed = rng.choice(alone)
@@ -289,7 +296,7 @@ def _absent(rng: random.Random, present: list[int]) -> int:
             return thing
 
 
-def _corner(placed: Placed) -> str | None:
+def _corner(placed: Placed | Sign) -> str | None:
     middle = SIZE / 2
     if abs(placed.x - middle) < MARGIN or abs(placed.y - middle) < MARGIN:
         return None

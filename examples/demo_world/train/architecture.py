@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every name, sign word and colour one token, a regular plural one more."""
+    """Byte-level BPE: every name, sign word and colour is one token, and most plurals one more."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -70,7 +70,8 @@ def _corpus() -> list[str]:
         for ask in KINDS.values():
             if asked := ask(rng, lay_out(seed)):
                 lines.append(f"USER: \n{asked[0]} ASSISTANT: {asked[1]}")
-    # without the regular plurals " cats" stays " cat" + "s", and a model that knows one knows both
+    # Without the regular plurals " cats" stays " cat" + "s", and a model that knows one knows both
+    # (" bees" falls to the "es" of other words).
     return [
         " ".join(word for word in line.split(" ") if word.strip(".,?") not in regular)
         for line in lines

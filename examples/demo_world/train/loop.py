@@ -8,14 +8,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+
+from mlx_corematching.errors import InputError
 
 WARM_UP = 150  # steps
 DECAY = 0.4  # of all steps, at the end
@@ -41,26 +43,17 @@ class Stage:
     measure: Callable[[], dict[str, float]]
 
 
-class _Batches(Dataset):
-    def __init__(self, build: Callable[[int], Any], start: int, stop: int) -> None:
-        self.build, self.start, self.stop = build, start, stop
+def run(stage: Stage, out: Path, steps: int, every: int) -> None:
+    """Trains for ``steps`` in all; each ``every`` steps saves NAME.pt and adds to log.jsonl.
 
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, index: int) -> Any:
-        return self.build(self.start + index)
-
-
-def run(stage: Stage, out: Path, steps: int, every: int, workers: int) -> None:
-    """Trains for ``steps`` in all; each ``every`` steps saves NAME.pt and adds to log.jsonl."""
+    Raises InputError if the checkpoint is of a run of another length, whose learning rates differ.
+    """
     path = out / f"{stage.name}.pt"
     optimizers = _optimizers(list(stage.parts.values()))
-    step, opening = _restore(path, stage, optimizers)
-    batches = DataLoader(_Batches(stage.batch, step, steps), batch_size=None, num_workers=workers)
+    step, opening = _restore(path, stage, optimizers, steps)
     totals: dict[str, float] = {}
     since, begun = step, time.perf_counter()
-    for batch in batches:
+    for batch in _ahead(stage.batch, range(step, steps)):
         share = _schedule(step, steps)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -81,7 +74,7 @@ def run(stage: Stage, out: Path, steps: int, every: int, workers: int) -> None:
             means = {name: round(total / (step - since), 4) for name, total in totals.items()}
             seconds = time.perf_counter() - begun
             measured = stage.measure()
-            _save(path, stage, optimizers, step, opening)
+            _save(path, stage, optimizers, step, steps, opening)
             _log(out, stage.name, step, steps, seconds / (step - since), means, measured)
             if step == steps:
                 closing = sum(totals.values()) / (step - since)
@@ -91,6 +84,17 @@ def run(stage: Stage, out: Path, steps: int, every: int, workers: int) -> None:
                     file=sys.stderr,
                 )
             totals, since, begun = {}, step, time.perf_counter()
+
+
+def _ahead(build: Callable[[int], Any], steps: range) -> Iterator[Any]:
+    """Each step's batch, the next one being built meanwhile."""
+    with ThreadPoolExecutor(1) as builder:
+        coming = [builder.submit(build, step) for step in steps[:1]]
+        for step in steps:
+            batch = coming.pop().result()
+            if step + 1 < steps.stop:
+                coming.append(builder.submit(build, step + 1))
+            yield batch
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -127,12 +131,17 @@ def _optimizers(parts: list[Part]) -> list[torch.optim.Optimizer]:
 
 
 def _restore(
-    path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer]
+    path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer], steps: int
 ) -> tuple[int, float | None]:
     """The number of steps taken, and the first one's loss."""
     if not path.exists():
         return 0, None
     state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["steps"] != steps:
+        raise InputError(
+            f"{path} is of a run of {state['steps']} steps, and {steps} are asked for; "
+            "give another --out, or remove it"
+        )
     for name, part in stage.parts.items():
         part.module.load_state_dict(state["modules"][name])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -146,10 +155,12 @@ def _save(
     stage: Stage,
     optimizers: list[torch.optim.Optimizer],
     step: int,
+    steps: int,
     opening: float | None,
 ) -> None:
     state = {
         "step": step,
+        "steps": steps,
         "opening": opening,
         "modules": {name: part.module.state_dict() for name, part in stage.parts.items()},
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],

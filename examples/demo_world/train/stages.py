@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
+from ..folders import written_whole
 from ..scenes import Scene, lay_out
 from . import initial
-from .architecture import make_model, make_tokenizer
+from .architecture import make_model, make_processor, make_tokenizer
 from .eyes import Seen, fact_accuracy, fact_losses, facts_head, look
 from .language import (
     FIRST_SEED,
@@ -99,6 +100,14 @@ class School:
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.tower(pixels.to(self.device)).last_hidden_state[:, 1:]
+
+    def save(self, folder: Path) -> None:
+        """The model as a Hugging Face folder, in float16."""
+        words = self.decoder.embed_tokens.weight
+        with written_whole(folder) as unfinished:
+            self.model.lm_head.weight.data.copy_(words.data)  # one table while training
+            self.model.to("cpu", torch.float16).save_pretrained(unfinished)
+            make_processor(self.tokenizer).save_pretrained(unfinished)
 
     # language
 

@@ -56,11 +56,13 @@ class Encoder:
         self.all_things = self(" objects")[0]
 
     def __call__(self, text: str) -> list[int]:
-        if text not in self.known:
+        tokens = self.known.get(text)
+        if tokens is None:
             if len(self.known) > 300_000:
                 self.known.clear()
-            self.known[text] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return self.known[text]
+            tokens = self.tokenizer(text, add_special_tokens=False).input_ids
+            self.known[text] = tokens
+        return tokens
 
 
 @dataclass
