@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from examples.demo_world import artwork, make, questions
+from examples.demo_world import artwork, evaluate, make, questions
 from examples.demo_world.scenes import GRID, PATCH, SIZE, Placed, Scene, Sign, crowd, lay_out, paint
 from examples.demo_world.vocabulary import CATEGORIES, COLOR_NAMES, THINGS, WORDS
 from mlx_corematching.errors import InputError
@@ -271,3 +271,44 @@ def test_the_command_takes_packages_from_a_folder_and_says_what_is_wrong(tmp_pat
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "message"),
+    [
+        (None, [], "holds no questions"),
+        ("", [], "is empty"),
+        ("{\n", [], "line 1"),
+        ('{"text": "Why?"}\n', [], "line 1"),
+        ("{}", ["--limit", "0"], "--limit"),
+        ("{}", ["--by", "transformers"], "--model"),
+        ("{}", ["--model", "nowhere"], "holds no model"),
+    ],
+)
+def test_questions_that_cannot_be_asked_get_a_sentence(tmp_path, lines, arguments, message):
+    (tmp_path / "held_out").mkdir()
+    if lines is not None:
+        (tmp_path / "held_out" / "questions.jsonl").write_text(lines)
+    command = [sys.executable, "-m", "examples.demo_world.evaluate", "--data", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--split", "held_out", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_table_counts_what_is_right_by_kind():
+    asked = [
+        {"category": "count", "answer": "2"},
+        {"category": "count", "answer": "1"},
+        {"category": "text", "answer": "STOP"},
+        {"category": "describe", "answer": "Two cats and an owl on a red background."},
+    ]
+    given_texts = ["2", "2", "STOP", "A cat and a bus on a red background."]
+    table = evaluate._table("held_out", asked, {"MLX": given_texts}).splitlines()
+    assert "| count | 50.0 |" in table
+    assert "| text | 100.0 |" in table
+    assert "| describe | 0.0 |" in table
+    assert "| **closed, average** | 75.0 |" in table
+    assert "| things named in descriptions | 50.0 |" in table

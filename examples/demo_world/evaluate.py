@@ -10,6 +10,7 @@ met there, for its kind).
 """
 
 import argparse
+import importlib.util
 import json
 import random
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from mlx_corematching.command import run_command
 from mlx_corematching.errors import InputError
 
+from .folders import file_errors_in_a_sentence
 from .make import HELD_OUT
 from .questions import KINDS
 from .scenes import lay_out
@@ -45,7 +47,12 @@ def main() -> int:
     add("--limit", type=int, metavar="N", help="only so many questions of each kind")
     add("--out", type=Path, metavar="FILE", help="add every answer to this JSONL file")
     add("--debug", action="store_true", help="show the traceback of an error")
-    return run_command(_evaluate, parser.parse_args())
+    return run_command(_run, parser.parse_args())
+
+
+def _run(args: argparse.Namespace) -> None:
+    with file_errors_in_a_sentence():
+        _evaluate(args)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -54,6 +61,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise InputError("transformers and the model without a picture need --model.")
     if args.model is not None and not (args.model / "config.json").is_file():
         raise InputError(f"{args.model} holds no model: run `python -m examples.demo_world.train`.")
+    if set(by) & set(NEEDS_TORCH) and not importlib.util.find_spec("torch"):
+        raise InputError("transformers needs torch here: pip install -e '.[train]'")
+    if args.out:
+        args.out.open("a").close()  # an answer that cannot be kept is better known before
     if args.limit is not None and args.limit < 1:
         raise InputError("--limit must be at least 1.")
     asked = {split: _read(args.data / split, args.limit) for split in args.split}
@@ -97,10 +108,17 @@ def _read(folder: Path, limit: int | None) -> list[dict]:
         )
     taken: Counter[str] = Counter()
     questions = []
-    for question in map(json.loads, path.open()):
+    for number, line in enumerate(path.open(), start=1):
+        try:
+            question = json.loads(line)
+            question["image"], question["text"], question["answer"], question["category"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}, line {number}, is no question with its answer.") from None
         taken[question["category"]] += 1
         if limit is None or taken[question["category"]] <= limit:
             questions.append(question)
+    if not questions:
+        raise InputError(f"{path} is empty.")
     return questions
 
 
@@ -192,7 +210,12 @@ def _table(split: str, questions: list[dict], given: dict[str, list[str]]) -> st
     """Percentages of right answers, as a Markdown table."""
     kinds = Counter(question["category"] for question in questions)
     rows: dict[str, list[float]] = {kind: [] for kind in kinds}
-    rows["**closed, average**"], rows["things named in descriptions"] = [], []
+    closed = [kind for kind in kinds if kind != "describe"]
+    average, recall = "**closed, average**", "things named in descriptions"
+    if closed:
+        rows[average] = []
+    if "describe" in kinds:
+        rows[recall] = []
     for texts in given.values():
         right = Counter(
             question["category"]
@@ -201,9 +224,10 @@ def _table(split: str, questions: list[dict], given: dict[str, list[str]]) -> st
         )
         for kind, number in kinds.items():
             rows[kind].append(right[kind] / number)
-        closed = [right[kind] / kinds[kind] for kind in kinds if kind != "describe"]
-        rows["**closed, average**"].append(sum(closed) / len(closed))
-        rows["things named in descriptions"].append(_recall(questions, texts))
+        if closed:
+            rows[average].append(sum(right[kind] / kinds[kind] for kind in closed) / len(closed))
+        if "describe" in kinds:
+            rows[recall].append(_recall(questions, texts))
     numbers = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     lines = [f"\n{split}: {len(questions)} questions ({numbers}); right, in percent\n"]
     lines.append("| kind | " + " | ".join(given) + " |")
