@@ -304,9 +304,9 @@ def _check_sampling(max_tokens: int, temp: float, top_p: float) -> None:
 def _preset_name(settings: CoreMatching, model: Llava) -> str:
     from mlx_corematching.core.settings import PRESETS
 
-    if settings == model.balanced:
-        return "balanced"
-    return next((name for name in PRESETS if type(settings).preset(name) == settings), "custom")
+    fixed = [name for name in PRESETS if name != "balanced"]
+    other = "balanced" if settings == model.balanced else "custom"
+    return next((name for name in fixed if type(settings).preset(name) == settings), other)
 
 
 def _not_finite(model: Llava) -> str:

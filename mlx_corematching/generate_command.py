@@ -141,19 +141,21 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None
     }
     preset = CoreMatching.preset(args.preset)
-    for name in given:
-        used = preset.tokens if name in _TOKEN_SETTINGS else preset.tokens or preset.neurons
-        if not used:
-            raise InputError(
-                f"--{name.replace('_', '-')} has no effect with --preset {args.preset}; "
-                "leave one of them out"
-            )
+    _check_effect(given, preset, f"--preset {args.preset}; leave one of them out")
     dataclasses.replace(preset, **given)  # raises for a value out of range
     return given
 
 
+def _check_effect(given: dict[str, Any], settings: CoreMatching, otherwise: str) -> None:
+    for name in given:
+        used = settings.tokens if name in _TOKEN_SETTINGS else settings.tokens or settings.neurons
+        if not used:
+            raise InputError(f"--{name.replace('_', '-')} has no effect with {otherwise}")
+
+
 def _applied(given: dict[str, Any], preset: str, model: Llava) -> CoreMatching:
     base = model.balanced if preset == "balanced" else CoreMatching.preset(preset)
+    _check_effect(given, base, "this model's own settings; add --preset paper, say")
     return dataclasses.replace(base, **given)
 
 

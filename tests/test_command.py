@@ -29,15 +29,16 @@ def ask(*arguments):
 def test_the_answer_goes_to_standard_output_and_all_else_does_not(capsys):
     assert ask("--image", SCENE) == 0
     out, err = capsys.readouterr()
-    assert out == "A cherry on an orange background.\n"
+    assert out == "A pig and a frog on a green background, with a brown sign that says SNOW.\n"
     assert "demo model" in err
 
 
 def test_json_is_one_object_with_the_promised_fields(capsys):
-    assert ask("--image", SCENE, "--preset", "paper", "--json") == 0
+    question = ["--prompt", "What color is the background?"]
+    assert ask("--image", SCENE, *question, "--preset", "paper", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer.keys() == FIELDS
-    assert answer["text"] == "A cherry on an orange background."
+    assert answer["text"] == "green"
     assert answer["kept_image_tokens"] < answer["image_tokens"] == 144
     assert answer["core_neuron_fraction"] <= 0.45
     assert answer["preset"] == "paper"
@@ -91,13 +92,13 @@ def model_folders(folder):
     config(copy("mllama"), model_type="mllama")
     config(copy("other"), model_type="gpt2")
     config(copy("newer"), corematching={"format": 2, "down_proj": "neuron_major"})
-    config(copy("wider"), text_config={"hidden_size": 320, "vocab_size": 903})
+    config(copy("wider"), text_config={"hidden_size": 320, "vocab_size": 768})
     weights = copy("cut") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     (copy("no weights") / "model.safetensors").unlink()
     (copy("no tokenizer") / "tokenizer.json").unlink()
     (copy("bad tokenizer") / "tokenizer.json").write_text("{}")
-    (copy("no preprocessor") / "preprocessor_config.json").unlink()
+    (copy("no preprocessor") / "processor_config.json").unlink()
     (copy("bad config") / "config.json").write_text("{")
     return {
         "no/such/folder": "no such folder|there is no",
@@ -138,7 +139,11 @@ def test_models_that_cannot_be_used(tmp_path, capsys):
         (["--image", SCENE, "--rho", "1.2"], "rho is 1.2"),
         (["--image", SCENE, "--beta", "-0.1"], "beta is -0.1"),
         (["--image", SCENE, "--beta", "nan"], "beta is nan"),
-        (["--image", SCENE, "--prune-layer", "9"], "this model has 6 decoder layers"),
+        (["--image", SCENE, "--prune-layer", "9"], "no effect with this model's own settings"),
+        (
+            ["--image", SCENE, "--preset", "paper", "--prune-layer", "9"],
+            "this model has 6 decoder layers",
+        ),
         (["--image", SCENE, "--prune-layer", "0"], "counted from 1"),
         (["--image", SCENE, "--keep-tokens", "-1"], "0 or more"),
         (["--image", SCENE, "--preset", "dense", "--beta", "0.3"], "no effect with --preset dense"),
