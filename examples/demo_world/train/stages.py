@@ -86,11 +86,8 @@ class School:
             module.to(self.device)
 
     def _patches(self) -> np.ndarray:
-        pixels = normalised(
-            self.crowds.take(np.arange(0, self.crowds.trained, max(1, self.crowds.trained // 200)))[
-                1
-            ]
-        )
+        some = np.arange(0, self.crowds.trained, max(1, self.crowds.trained // 200))
+        pixels = normalised(self.crowds.take(some)[1])
         size = self.tower.config.patch_size
         patches = pixels.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5)
         return patches.reshape(-1, 3, size, size).numpy()
