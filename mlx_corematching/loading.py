@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_corematching.errors import InputError
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    from mlx.nn import Module
 
     from mlx_corematching.inputs.processor import Processor
     from mlx_corematching.models.config import LlavaConfig
     from mlx_corematching.models.llava import Llava
+    from mlx_corematching.models.shelf import Weights
+
+    AnyModule = TypeVar("AnyModule", bound=Module)
+
+MEMORY_MODES = ("resident", "streaming")
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -20,13 +28,18 @@ _RUNTIME_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "*.tx
 
 
 def load(
-    path_or_hub_id: str | Path | None = None, *, revision: str | None = None
+    path_or_hub_id: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    memory: str = "resident",
 ) -> tuple[Llava, Processor]:
     """Load a checkpoint that `mlx_corematching.convert` wrote.
 
     Args:
         path_or_hub_id: a folder or a Hugging Face hub id; the bundled demo model if left out.
         revision: a hub branch, tag or commit.
+        memory: `resident`, or `streaming`: vision tower and dense FFNs stay on disk and are
+            read layer by layer with each prompt; decoding holds the core neurons alone.
 
     Raises:
         InputError: there is no such model, or it cannot be used; the message says why.
@@ -39,7 +52,7 @@ def load(
     else:
         folder = resolve_folder(path_or_hub_id, revision, patterns=_RUNTIME_FILES)
         name = str(path_or_hub_id)
-    model = load_model(folder)
+    model = load_model(folder, memory=memory)
     model.name = name
     config = model.config
     processor = Processor.from_folder(
@@ -52,32 +65,112 @@ def load(
     return model, processor
 
 
-def load_model(folder: Path) -> Llava:
-    """The model alone, its weights in memory; raises InputError as `load` does."""
+def load_model(folder: Path, *, memory: str = "resident") -> Llava:
+    """The model alone; raises InputError as `load` does."""
     import mlx.core as mx
-    import mlx.nn as nn
 
+    from mlx_corematching.core.quantized import on_cpu
     from mlx_corematching.models.config import LlavaConfig
     from mlx_corematching.models.llava import Llava
+    from mlx_corematching.models.shards import read_headers
+    from mlx_corematching.models.shelf import Shelf
+    from mlx_corematching.models.tensors import optional_tensors
 
+    if memory not in MEMORY_MODES:
+        raise InputError(f"the memory mode is {memory!r}; it is one of {', '.join(MEMORY_MODES)}")
     config = LlavaConfig.from_folder(folder)
     _check_format(folder, config)
-    weights = _read_weights(folder, config)
+    headers = read_headers(folder)
+    _check_shapes(folder, config, {name: header.shape for name, header in headers.items()})
+    unread = optional_tensors(config)
+    shelf = Shelf({name: h.file for name, h in headers.items() if name not in unread})
     model = Llava(config)
-    if config.quantization:
+    model.memory = memory
+    # The CPU backend computes in half precision many times slower than in single.
+    dtype = mx.float32 if config.quantization and on_cpu() else None
+    fill_model(model, shelf.read, dtype)
+    return model
+
+
+def fill_model(model: Llava, read: Callable[[str], Weights], dtype: mx.Dtype | None) -> None:
+    """Give a model its weights, or where to read them from.
+
+    Args:
+        read: from a prefix to the tensors whose stored names begin so, by the model's names
+            without the prefix. Where the model streams it is called again and again.
+        dtype: what to compute in; packed matrices stay as they are. None is the stored type.
+    """
+    import mlx.core as mx
+
+    from mlx_corematching.core.ffn import FeedForward, StreamedFeedForward
+    from mlx_corematching.models.llava import Eyes, StreamedEyes
+    from mlx_corematching.models.tensors import DECODER
+
+    config, language_model = model.config, model.language_model
+    text = config.text
+
+    def filled(module: AnyModule, weights: Weights) -> AnyModule:
+        _quantize_like(module, weights, config.quantization)
+        module.load_weights(list(weights.items()), strict=True)
+        if dtype is not None:
+            _compute_in(module, dtype)
+        module.eval()
+        return module
+
+    def read_eyes() -> Eyes:
+        eyes = Eyes(config)
+        weights = {
+            f"{part}.{name}": value
+            for part in ("vision_tower", "multi_modal_projector")
+            for name, value in read(f"{part}.").items()
+        }
+        return filled(eyes, weights)
+
+    def read_ffn(index: int) -> FeedForward:
+        ffn = FeedForward.empty(text.hidden_size, text.intermediate_size)
+        return filled(ffn, read(f"{DECODER}.layers.{index}.mlp."))
+
+    weights = read("language_model.")
+    language_model.compute_dtype = dtype
+    if model.memory == "streaming":
+        model.eyes = StreamedEyes(read_eyes)
+        for index, layer in enumerate(language_model.layers):
+            layer.mlp = StreamedFeedForward(text.intermediate_size, partial(read_ffn, index))
+        weights = {name: value for name, value in weights.items() if ".mlp." not in name}
+    else:
+        model.eyes = read_eyes()
+    filled(language_model, weights)
+    del weights
+    model.eval()
+    # Part by part, so that what is joined is held twice for one part at a time.
+    for part in (model.eyes, *language_model.layers, language_model):
+        mx.eval(part.parameters())
+
+
+def _quantize_like(module: Module, weights: Weights, quantization: dict[str, Any] | None) -> None:
+    import mlx.nn as nn
+
+    if quantization:
         nn.quantize(
-            model,
-            config.quantization["group_size"],
-            config.quantization["bits"],
+            module,
+            quantization["group_size"],
+            quantization["bits"],
             class_predicate=lambda path, _: f"{path}.scales" in weights,
         )
-    model.load_weights(list(weights.items()), strict=True)
-    if config.quantization and mx.default_device().type == mx.DeviceType.cpu:
-        # The CPU backend multiplies half-precision scales some forty times slower.
-        model.language_model.set_dtype(mx.float32)
-    model.eval()
-    mx.eval(model.parameters())
-    return model
+
+
+def _compute_in(module: Module, dtype: mx.Dtype) -> None:
+    """Cast all but packed matrices: products with them take the type of what they meet."""
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    parameters: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore
+    packed = {name.removesuffix("scales") for name, _ in parameters if name.endswith(".scales")}
+    cast = [
+        (name, value.astype(dtype))
+        for name, value in parameters
+        if name.rpartition(".")[0] + "." not in packed or name.endswith(".bias")
+    ]
+    module.update(tree_unflatten(cast))
 
 
 def _check_format(folder: Path, config: LlavaConfig) -> None:
@@ -92,24 +185,6 @@ def _check_format(folder: Path, config: LlavaConfig) -> None:
             f"{folder} was converted by another version of this program (format "
             f"{made.get('format')!r}); convert the original again"
         )
-
-
-def _read_weights(folder: Path, config: LlavaConfig) -> dict[str, mx.array]:
-    """The tensors that the model reads, lazily loaded; every name and shape is checked."""
-    import mlx.core as mx
-
-    from mlx_corematching.models.shards import read_headers
-    from mlx_corematching.models.tensors import optional_tensors
-
-    headers = read_headers(folder)
-    _check_shapes(folder, config, {name: header.shape for name, header in headers.items()})
-    files = {header.file for header in headers.values()}
-    unread = optional_tensors(config)
-    weights: dict[str, mx.array] = {}
-    for file in sorted(files):
-        arrays: Any = mx.load(str(file))
-        weights.update((name, array) for name, array in arrays.items() if name not in unread)
-    return weights
 
 
 def _check_shapes(folder: Path, config: LlavaConfig, found: dict[str, tuple[int, ...]]) -> None:

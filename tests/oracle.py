@@ -136,7 +136,7 @@ class Decoder:
 
     def activations(self, index: int, h: np.ndarray) -> np.ndarray:
         ffn = self.model.layers[index].mlp
-        gate, up = _matrix(ffn.gate_proj) @ h, _matrix(ffn.up_proj) @ h
+        gate, up = np.split(_matrix(ffn.gate_up_proj) @ h, 2)  # gate's rows come first
         return gate / (1 + np.exp(-gate)) * up
 
     def attend(self, index: int, h: np.ndarray, position: int) -> np.ndarray:
@@ -144,16 +144,15 @@ class Decoder:
         heads, kv = self.text.num_attention_heads, self.text.num_key_value_heads
         x = _rms(h, _array(block.input_layernorm.weight), self.text.rms_norm_eps)
 
-        def project(name: str, count: int) -> np.ndarray:
-            linear = getattr(block.self_attn, name)
-            y = _matrix(linear) @ x
-            if "bias" in linear:
-                y = y + _array(linear.bias)
-            return y.reshape(count, -1)
-
-        q = [_rope(head, position, self.text.rope_theta) for head in project("q_proj", heads)]
-        k = [_rope(head, position, self.text.rope_theta) for head in project("k_proj", kv)]
-        layer.stored[position] = (np.stack(k), project("v_proj", kv))
+        # Queries' heads come first, then keys', then values'.
+        linear = block.self_attn.qkv_proj
+        y = _matrix(linear) @ x
+        if "bias" in linear:
+            y = y + _array(linear.bias)
+        q, k, v = np.split(y.reshape(heads + 2 * kv, -1), [heads, heads + kv])
+        q = [_rope(head, position, self.text.rope_theta) for head in q]
+        k = [_rope(head, position, self.text.rope_theta) for head in k]
+        layer.stored[position] = (np.stack(k), v)
         seen = [layer.stored[p] for p in sorted(layer.stored) if p <= position]
         out = []
         for head in range(heads):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_corematching.core.cache import LayerCache
-from mlx_corematching.core.ffn import FeedForward
+from mlx_corematching.core.ffn import CompactFeedForward, FeedForward, StreamedFeedForward
 from mlx_corematching.core.neurons import NeuronCounts
 from mlx_corematching.core.settings import CoreMatching, round_share
 from mlx_corematching.core.tokens import SELECTORS, LayerView, choose, knee
@@ -50,13 +49,19 @@ class Prefill:
         image_rows: which of the new tokens are image tokens, ascending. Int [image tokens].
         tokens: how many new tokens there are.
         start: the position of the first of them.
+        decodes: whether a second token may be wanted, so that compact FFNs will be.
 
     Raises:
         InputError: the settings name an unknown selector.
     """
 
     def __init__(
-        self, settings: CoreMatching, image_rows: np.ndarray, tokens: int, start: int = 0
+        self,
+        settings: CoreMatching,
+        image_rows: np.ndarray,
+        tokens: int,
+        start: int = 0,
+        decodes: bool = True,
     ) -> None:
         if settings.selector not in SELECTORS:
             raise InputError(
@@ -65,6 +70,7 @@ class Prefill:
             )
         self.settings = settings
         self.image_rows = image_rows
+        self.decodes = decodes
         self.prunes = settings.tokens and len(image_rows) > 0
         self._tokens = tokens
         self._after_image = int(image_rows[-1]) + 1 if len(image_rows) else 0
@@ -91,17 +97,23 @@ class Prefill:
         counts = cache.counts
         return [counts.frequency, counts.strength] if counts else []
 
-    def finish(self, ffns: Sequence[FeedForward], caches: Sequence[LayerCache]) -> None:
-        """Give each layer's cache the FFN to decode with. Lazy: nothing is computed here."""
-        for ffn, cache in zip(ffns, caches, strict=True):
-            count = self.settings.core_count(ffn.neurons)
-            if count == ffn.neurons or cache.counts is None:
-                cache.ffn = None
-                self.trace._core_neurons.append(None)
-            else:
-                core = cache.counts.sentence_core(count)
-                cache.ffn = ffn.compact(core)
-                self.trace._core_neurons.append(core)
+    def compact(
+        self, stored: FeedForward | StreamedFeedForward, opened: FeedForward, cache: LayerCache
+    ) -> CompactFeedForward | None:
+        """The FFN that a layer decodes with; None for its own. Lazy: nothing is computed here.
+
+        Args:
+            stored, opened: the layer's FFN, and the same with its weights at hand.
+        """
+        count = self.settings.core_count(opened.neurons)
+        if count == opened.neurons or cache.counts is None:
+            self.trace._core_neurons.append(None)
+            return None
+        core = cache.counts.sentence_core(count)
+        self.trace._core_neurons.append(core)
+        # What is not going to be used must not hold on to weights that were read.
+        source = opened if self.decodes else stored.opened()
+        return source.compact(core)
 
     def _referred(self, activations: mx.array) -> mx.array:
         """The rows whose core neurons are counted. All three references are a prompt's end."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlx_corematching.core.settings import CoreMatching
 from mlx_corematching.errors import InputError
 from mlx_corematching.files import read_json
 
@@ -220,6 +221,12 @@ class LlavaConfig:
     quantization: dict[str, Any] | None = None
     corematching: dict[str, Any] | None = None
     raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def balanced(self) -> CoreMatching:
+        """The settings measured for this checkpoint, or the default preset."""
+        own = (self.corematching or {}).get("balanced")
+        return CoreMatching.from_dict(own) if own else CoreMatching.balanced()
 
     @property
     def vision_layers_needed(self) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_corematching.core.cache import LayerCache
-from mlx_corematching.core.ffn import FeedForward
+from mlx_corematching.core.ffn import FeedForward, StreamedFeedForward
 from mlx_corematching.core.prefill import Prefill
 from mlx_corematching.models.config import TextConfig
+from mlx_corematching.models.linear import Linear
 from mlx_corematching.models.rope import Positions, make_rope, offsets, rotate
 
 
@@ -21,37 +23,46 @@ class Attention(nn.Module):
         self.scale = config.head_dim**-0.5
         self.window = window
         queries, keys = self.heads * config.head_dim, self.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.o_bias)
+        # Queries, keys and values one above the other, so that they take one product.
+        self.qkv_proj = Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias)
+        self.o_proj = Linear(queries, config.hidden_size, bias=config.o_bias)
         self.rope = make_rope(config)
 
     def __call__(self, x: mx.array, positions: Positions, cache: LayerCache) -> mx.array:
         B, L, _ = x.shape
-        q = self.q_proj(x).reshape(B, L, self.heads, -1).transpose(0, 2, 1, 3)
-        k = self.k_proj(x).reshape(B, L, self.kv_heads, -1).transpose(0, 2, 1, 3)
-        v = self.v_proj(x).reshape(B, L, self.kv_heads, -1).transpose(0, 2, 1, 3)
-        offset = offsets(positions)
-        q, k = rotate(self.rope, q, offset), rotate(self.rope, k, offset)
+        qkv = self.qkv_proj(x).reshape(B, L, self.heads + 2 * self.kv_heads, -1)
+        qkv = qkv.transpose(0, 2, 1, 3)
+        qk, v = mx.split(qkv, [self.heads + self.kv_heads], axis=1)
+        q, k = mx.split(rotate(self.rope, qk, offsets(positions)), [self.heads], axis=1)
         k, v = cache.store(k, v, positions)
-        out = mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=self.scale, mask=self._mask(positions, cache)
-        )
+        if self.window and positions[-1] - cache.positions[0] >= self.window:
+            out = self._attend_window(q, k, v, positions, cache)
+        else:
+            mask = "causal" if L > 1 else None
+            out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
-    def _mask(self, positions: Positions, cache: LayerCache) -> str | mx.array | None:
-        if self.window and positions[-1] - cache.positions[0] >= self.window:
-            back = mx.array(list(positions))[:, None] - mx.array(cache.positions)[None]
-            return (back >= 0) & (back < self.window)
-        return "causal" if len(positions) > 1 else None
+    def _attend_window(
+        self, q: mx.array, k: mx.array, v: mx.array, positions: Positions, cache: LayerCache
+    ) -> mx.array:
+        """Attend to the tokens that lie fewer than `window` positions back."""
+        assert self.window
+        # Positions ascend, so what the first query no longer sees is the front of the cache.
+        first = bisect_right(cache.positions, positions[0] - self.window)
+        k, v, mask = k[..., first:, :], v[..., first:, :], None
+        if len(positions) > 1:
+            back = mx.array(list(positions))[:, None] - mx.array(cache.positions[first:])[None]
+            mask = (back >= 0) & (back < self.window)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
 
 
 class Block(nn.Module):
     def __init__(self, config: TextConfig, window: int | None) -> None:
         super().__init__()
         self.self_attn = Attention(config, window)
-        self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+        self.mlp: FeedForward | StreamedFeedForward = FeedForward.empty(
+            config.hidden_size, config.intermediate_size
+        )
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -93,36 +104,54 @@ class Decoder(nn.Module):
         """
         positions: Positions = range(caches[0].position, caches[0].position + h.shape[1])
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True), start=1):
-            cache.ffn = None
+            cache.ffn, kept = None, None
             h = layer.attend(h, positions, cache)
-            if not method.watches(index):
-                h = h + layer.mlp(layer.post_attention_layernorm(h))
-                mx.async_eval(h)
-                continue
-            activations = layer.mlp.activations(layer.post_attention_layernorm(h))
-            h = h + layer.mlp.down_proj.combine(activations)
-            kept = method.observe(index, activations[0], cache)
+            x = layer.post_attention_layernorm(h)
+            if index == len(self.layers):
+                # The logits need the last token alone.
+                h = h[:, -1:]
+            ffn = layer.mlp.opened()
+            if method.watches(index):
+                activations = ffn.activations(x)
+                kept = method.observe(index, activations[0], cache)
+            else:
+                activations = ffn.activations(x[:, -h.shape[1] :])
+            h = h + ffn.down_proj.combine(activations[:, -h.shape[1] :])
+            cache.ffn = method.compact(layer.mlp, ffn, cache)
+            del activations
             # Evaluated layer by layer, so that the large activations need not outlive theirs.
-            mx.async_eval(h, method.evidence(cache))
-            if kept is not None:
+            if ffn is layer.mlp:
+                mx.async_eval(h, method.evidence(cache))
+            else:
+                # Nor are a streamed layer's weights to outlive it, so it is waited for.
+                compact = cache.ffn.arrays if cache.ffn and method.decodes else []
+                mx.eval(h, method.evidence(cache), compact)
+            del ffn
+            if kept is None:
+                continue
+            if index < len(self.layers):
                 h = h[:, mx.array(kept)]
-                stored = len(cache.positions) - len(positions)
-                positions = [positions[row] for row in kept]
-                rows = [*range(stored), *(stored + kept).tolist()]
-                for earlier in caches[:index]:
-                    earlier.keep(rows)
-        method.finish([layer.mlp for layer in self.layers], caches)
-        return self.norm(h[:, -1:])
+            stored = len(cache.positions) - len(positions)
+            positions = [positions[row] for row in kept]
+            rows = [*range(stored), *(stored + kept).tolist()]
+            for earlier in caches[:index]:
+                earlier.keep(rows)
+        return self.norm(h)
 
 
 class LanguageModel(nn.Module):
-    """Decoder and logits, callable as mlx-lm's generation loop expects."""
+    """Decoder and logits, callable as mlx-lm's generation loop expects.
+
+    Attributes:
+        compute_dtype: what is computed in; None is the type of the embeddings.
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self.compute_dtype: mx.Dtype | None = None
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def layers(self) -> list[Block]:
@@ -130,6 +159,11 @@ class LanguageModel(nn.Module):
 
     def make_cache(self) -> list[LayerCache]:
         return [LayerCache() for _ in self.layers]
+
+    def embed(self, ids: mx.array) -> mx.array:
+        """Token ids [...] to their embeddings [..., hidden]."""
+        h = self.model.embed_tokens(ids)
+        return h if self.compute_dtype is None else h.astype(self.compute_dtype)
 
     def logits(self, h: mx.array) -> mx.array:
         """[..., hidden] to [..., vocabulary]."""
@@ -139,4 +173,4 @@ class LanguageModel(nn.Module):
 
     def __call__(self, inputs: mx.array, cache: Sequence[LayerCache]) -> mx.array:
         """Token ids [1, tokens] to logits [1, tokens, vocabulary]."""
-        return self.logits(self.model(self.model.embed_tokens(inputs), cache))
+        return self.logits(self.model(self.embed(inputs), cache))

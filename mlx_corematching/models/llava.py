@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,28 +17,60 @@ from mlx_corematching.models.projector import Projector
 from mlx_corematching.models.vision import VisionTower
 
 
+class Eyes(nn.Module):
+    """From pictures to what the decoder sees of them."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        self.keep_class_token = config.keep_class_token
+        self.vision_tower = VisionTower(config.vision, config.feature_layers)
+        self.multi_modal_projector = Projector(config)
+
+    def opened(self) -> Eyes:
+        """Itself: the weights are in memory."""
+        return self
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        """[pictures, channels, size, size] to [pictures, image tokens, hidden]."""
+        return self.multi_modal_projector(self.vision_tower(pixels, self.keep_class_token))
+
+
+class StreamedEyes(nn.Module):
+    """Eyes that stay on disk: `opened` gives ones whose weights are read as they are used."""
+
+    def __init__(self, read: Callable[[], Eyes]) -> None:
+        super().__init__()
+        self._read = read
+
+    def opened(self) -> Eyes:
+        return self._read()
+
+
 class Llava(nn.Module):
-    """The whole model. `config` is its checkpoint's; `balanced` its default settings."""
+    """The whole model. `config` is its checkpoint's; `balanced` its default settings.
+
+    Attributes:
+        memory: `resident`, or `streaming` where eyes and dense FFNs stay on disk.
+    """
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision_tower = VisionTower(config.vision, config.feature_layers)
-        self.multi_modal_projector = Projector(config)
+        self.name = ""
+        self.memory = "resident"
+        self.eyes: Eyes | StreamedEyes = Eyes(config)
         self.language_model = LanguageModel(config.text)
 
     @property
     def balanced(self) -> CoreMatching:
         """The settings measured for this checkpoint, or the default preset."""
-        own = (self.config.corematching or {}).get("balanced")
-        return CoreMatching.from_dict(own) if own else CoreMatching.balanced()
+        return self.config.balanced
 
     def image_features(self, pixels: Sequence[np.ndarray]) -> list[mx.array]:
         """What the decoder sees of each picture: [3, size, size] to [image tokens, hidden] each."""
         if not len(pixels):
             return []
-        features = self.vision_tower(mx.array(np.stack(pixels)), self.config.keep_class_token)
-        return list(self.multi_modal_projector(features))
+        return list(self.eyes.opened()(mx.array(np.stack(pixels))))
 
     def embed(
         self, ids: Sequence[int], image_rows: np.ndarray, features: Sequence[mx.array]
@@ -53,7 +85,7 @@ class Llava(nn.Module):
         tokens = np.array(ids, np.int32)
         # An image token's id may lie past the end of the embedding matrix.
         tokens[image_rows] = 0
-        h = self.language_model.model.embed_tokens(mx.array(tokens))
+        h = self.language_model.embed(mx.array(tokens))
         if len(image_rows):
             h[mx.array(image_rows.astype(np.int32))] = mx.concatenate(list(features)).astype(
                 h.dtype

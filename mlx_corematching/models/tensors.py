@@ -49,6 +49,27 @@ def is_down_proj(name: str) -> bool:
     return is_ffn(name) and name.endswith(".down_proj.weight")
 
 
+# Matrices that the model holds one above the other in one, so that they take one product.
+_JOINED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+
+
+def unjoined(name: str) -> tuple[str, tuple[str, ...]]:
+    """The model's name for a checkpoint's tensor, and the tensors that are joined under it.
+
+    For a tensor that stays by itself these are its own name and nothing.
+    """
+    if name.startswith(DECODER):
+        for whole, parts in _JOINED.items():
+            for part in parts:
+                layer, found, kind = name.rpartition(f"{part}.")
+                if found:
+                    return f"{layer}{whole}.{kind}", tuple(f"{layer}{p}.{kind}" for p in parts)
+    return name, ()
+
+
 def _tower(config: LlavaConfig) -> dict[str, Shape]:
     vision = config.vision
     width, inner = vision.hidden_size, vision.intermediate_size
