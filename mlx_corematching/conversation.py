@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from mlx_corematching.core.cache import LayerCache
     from mlx_corematching.core.settings import CoreMatching
     from mlx_corematching.inputs.pictures import Picture
-    from mlx_corematching.inputs.processor import Prepared
 
 
 @dataclass
@@ -68,14 +68,13 @@ class PromptCache:
             )
         self.settings = settings
 
-    def continue_with(self, prepared: Prepared) -> int:
-        """Roll back to where the prompt departs from what was read; that many tokens are known.
+    def continue_with(self, ids: Sequence[int], pictures: Sequence[Picture]) -> int:
+        """Roll back to where a prompt departs from what was read; that many tokens are known.
 
         What was dropped of a picture was chosen by the question that came with it, so a prompt
         is continued only if it begins with all of the last one; else everything is forgotten
         and the answer is 0.
         """
-        ids = prepared.prompt.ids
         known = 0
         for mine, theirs in zip(self.ids, ids[:-1], strict=False):
             if mine != theirs:
@@ -83,7 +82,7 @@ class PromptCache:
             known += 1
         same = all(
             mine.digest == theirs.digest
-            for mine, theirs in zip(self.pictures, prepared.pictures, strict=False)
+            for mine, theirs in zip(self.pictures, pictures, strict=False)
         )
         if known < self.prompt_end or not same:
             known = 0

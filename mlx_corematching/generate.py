@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from mlx_corematching.errors import InputError
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
     from mlx_corematching.conversation import PromptCache
     from mlx_corematching.core.prefill import Trace
     from mlx_corematching.core.settings import CoreMatching
@@ -105,7 +103,6 @@ def stream_generate(
 
     began = time.perf_counter()
     settings = model.balanced if sparsity is None else sparsity
-    settings.check(model.config.text.num_hidden_layers)
     _check_sampling(max_tokens, temp, top_p)
     conversation = PromptCache() if prompt_cache is None else prompt_cache
     conversation.use(settings)
@@ -117,7 +114,7 @@ def stream_generate(
 
 
 class _Answer:
-    """One prompt on its way through the model."""
+    """One prompt's answer, from tokens to text."""
 
     def __init__(
         self,
@@ -128,8 +125,10 @@ class _Answer:
         prepared: Prepared,
         began: float,
     ) -> None:
-        context = model.config.text.max_position_embeddings
+        from mlx_corematching.engine import Run
+
         self.length = len(prepared.prompt.ids)
+        context = model.config.text.max_position_embeddings
         if self.length >= context:
             raise InputError(
                 f"the prompt is {self.length} tokens long, and this model's context holds "
@@ -138,21 +137,20 @@ class _Answer:
         self.room = context - self.length
         self.model = model
         self.processor = processor
-        self.settings = settings
         self.conversation = conversation
         self.prepared = prepared
-        self.began = began
+        self.run = Run(model, settings, conversation, began=began)
         self.preset = _preset_name(settings, model)
         neurons = model.config.text.intermediate_size
         self.core_neuron_fraction = settings.core_count(neurons) / neurons
-        self.vision_s = self.prefill_s = self.first_token_s = 0.0
 
     def stream(
         self, max_tokens: int, temp: float, top_p: float, seed: int | None
     ) -> Iterator[Response]:
         import mlx.core as mx
-        from mlx_lm.generate import generate_step, generation_stream, wired_limit
         from mlx_lm.sample_utils import make_sampler
+
+        from mlx_corematching.machine import memory_limits
 
         if seed is not None:
             mx.random.seed(seed)
@@ -160,11 +158,21 @@ class _Answer:
         limit = min(max_tokens, self.room)
         detokenizer = self.processor.tokenizer.detokenizer
         ends = self.processor.tokenizer.eos_token_ids
+        prepared = self.prepared
         said: list[int] = []
-        with wired_limit(self.model, [generation_stream]):
+        with memory_limits():
             try:
-                first = self._prefill(sampler)
-                tokens: Iterator[int] = iter(first.tolist())  # type: ignore[arg-type]
+                tokens = iter(
+                    [
+                        self.run.read(
+                            prepared.prompt,
+                            prepared.pictures,
+                            self.processor.pixels,
+                            sampler,
+                            decodes=limit > 1,
+                        )
+                    ]
+                )
                 decoding = time.perf_counter()
                 while True:
                     token = next(tokens)
@@ -182,81 +190,21 @@ class _Answer:
                         break
                     if len(said) == 1:
                         # A one-token answer never gets here, so it never pays for compact weights.
-                        steps = generate_step(
-                            first,
-                            self.model.language_model,
-                            max_tokens=limit - 1,
-                            sampler=sampler,
-                            prompt_cache=self.conversation.layers,
-                        )
-                        tokens = (token for token, _ in steps)
+                        tokens = self.run.tokens(limit - 1, sampler)
             finally:
-                self._remember(said, detokenizer.text)
-
-    def _prefill(self, sampler: Any) -> mx.array:
-        """Read the prompt, or what of it is new; the first token of the answer, [1]."""
-        import mlx.core as mx
-        import numpy as np
-
-        from mlx_corematching.core.prefill import Prefill
-
-        model, prompt, conversation = self.model, self.prepared.prompt, self.conversation
-        known = conversation.continue_with(self.prepared)
-        if not conversation.layers:
-            conversation.layers = model.language_model.make_cache()
-        conversation.ids = list(prompt.ids)
-        try:
-            began = time.perf_counter()
-            old = len(conversation.features)
-            features = model.image_features(self.prepared.pixels[old:])
-            mx.eval(features)
-            self.vision_s = time.perf_counter() - began
-            began = time.perf_counter()
-            image_rows = np.array(prompt.image_index, np.int64)
-            image_rows = image_rows[image_rows >= known] - known
-            h = model.embed(prompt.ids[known:], image_rows, features)
-            method = Prefill(self.settings, image_rows, h.shape[1], start=known)
-            logits = model.prefill(h, conversation.layers, method)
-            logprobs = logits - mx.logsumexp(logits)
-            token = sampler(logprobs[None])
-            finite = mx.isfinite(logprobs).all()
-            mx.eval(token, finite)
-        except BaseException:
-            # Half-read prompts are no conversation.
-            conversation.clear()
-            raise
-        if not finite.item():
-            conversation.clear()
-            raise InputError(_not_finite(model))
-        now = time.perf_counter()
-        self.prefill_s, self.first_token_s = now - began, now - self.began
-        conversation.features += features
-        conversation.pictures = list(self.prepared.pictures)
-        conversation.prompt_end = self.length
-        self.trace = method.trace
-        return token
-
-    def _remember(self, said: Sequence[int], text: str) -> None:
-        """Leave the conversation as it stands, so that it can be continued."""
-        conversation = self.conversation
-        if not conversation.layers:
-            return
-        # The loop runs ahead of what it hands out; all of what it fed was handed out.
-        fed = min(layer.position for layer in conversation.layers) - self.length
-        conversation.ids = [*self.prepared.prompt.ids, *said[:fed]]
-        for layer in conversation.layers:
-            layer.trim_to(len(conversation.ids))
-        conversation.messages = [
-            *self.prepared.messages,
-            {"role": "assistant", "content": text.strip()},
-        ]
+                if self.conversation.layers:
+                    self.run.finish(said)
+                    self.conversation.messages = [
+                        *prepared.messages,
+                        {"role": "assistant", "content": detokenizer.text.strip()},
+                    ]
 
     def _response(
         self, text: str, said: Sequence[int], reason: str | None, decoding_s: float
     ) -> Response:
         import mlx.core as mx
 
-        trace = self.trace
+        trace = self.run.trace
         return Response(
             text=text,
             token=said[-1],
@@ -268,9 +216,9 @@ class _Answer:
             kept_image_tokens=len(trace.kept_image_tokens),
             core_neuron_fraction=self.core_neuron_fraction,
             generated_tokens=len(said),
-            vision_s=self.vision_s,
-            prefill_s=self.prefill_s,
-            first_token_s=self.first_token_s,
+            vision_s=self.run.vision_s,
+            prefill_s=self.run.prefill_s,
+            first_token_s=self.run.first_token_s,
             decode_tokens_per_s=(len(said) - 1) / decoding_s if len(said) > 1 else None,
             peak_memory_gb=mx.get_peak_memory() / 1e9,
             trace=trace if reason else None,
@@ -307,22 +255,6 @@ def _preset_name(settings: CoreMatching, model: Llava) -> str:
     fixed = [name for name in PRESETS if name != "balanced"]
     other = "balanced" if settings == model.balanced else "custom"
     return next((name for name in fixed if type(settings).preset(name) == settings), other)
-
-
-def _not_finite(model: Llava) -> str:
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-
-    parameters: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore
-    for name, value in parameters:
-        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
-            return (
-                f"the checkpoint's tensor {name} has values that are not finite; convert it again"
-            )
-    return (
-        "the model's numbers grew past what their type holds; convert the original again with "
-        "--dtype bfloat16"
-    )
 
 
 if __name__ == "__main__":

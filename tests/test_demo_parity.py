@@ -69,12 +69,14 @@ def theirs():
     return model
 
 
-def their_inputs(prepared):
+def their_inputs(processor, prepared):
     ids = torch.tensor([prepared.prompt.ids])
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "pixel_values": torch.tensor(np.stack(prepared.pixels)),
+        "pixel_values": torch.tensor(
+            np.stack([processor.pixels(picture) for picture in prepared.pictures])
+        ),
     }
 
 
@@ -92,7 +94,7 @@ def test_greedy_answers_and_logits_are_the_same(ours, theirs):
     worst = 0.0
     for number, question in enumerate(QUESTIONS):
         prepared = processor.prepare(chat(question))
-        inputs = their_inputs(prepared)
+        inputs = their_inputs(processor, prepared)
         with torch.no_grad():
             said = theirs.generate(**inputs, max_new_tokens=32, do_sample=False)
         text = processor.tokenizer.decode(
@@ -106,12 +108,13 @@ def test_greedy_answers_and_logits_are_the_same(ours, theirs):
         if number % 5 == 0:
             with torch.no_grad():
                 logits = theirs(**inputs).logits[0, -1].numpy()
-            worst = max(worst, float(np.abs(our_logits(model, prepared) - logits).max()))
+            worst = max(worst, float(np.abs(our_logits(model, processor, prepared) - logits).max()))
     assert worst <= TOLERANCE
 
 
-def our_logits(model, prepared):
+def our_logits(model, processor, prepared):
     rows = np.array(prepared.prompt.image_index)
-    h = model.embed(prepared.prompt.ids, rows, model.image_features(prepared.pixels))
+    features = model.image_features([processor.pixels(picture) for picture in prepared.pictures])
+    h = model.embed(prepared.prompt.ids, rows, features)
     method = Prefill(CoreMatching.dense(), rows, len(prepared.prompt.ids))
     return np.array(model.prefill(h, model.language_model.make_cache(), method))

@@ -24,13 +24,11 @@ class Prepared:
     Attributes:
         prompt: its token ids.
         pictures: its pictures, in order.
-        pixels: float32 [3, size, size] of each.
         messages: the chat, with the loaded pictures in its image parts.
     """
 
     prompt: Prompt
     pictures: list[Picture]
-    pixels: list[np.ndarray]
     messages: list[Message]
 
 
@@ -77,14 +75,14 @@ class Processor:
         return cls(tokenizer, image_processor, prompter, image_size)
 
     def prepare(self, messages: list[Message], notice: Notice | None = say) -> Prepared:
-        """Load and preprocess a chat's pictures, and encode it.
+        """Load a chat's pictures, and encode it.
 
         Raises:
             InputError: a picture or the chat cannot be used.
         """
         chat = normalise(messages)
         text = self.prompter.render(chat)
-        pictures, pixels = [], []
+        pictures = []
         for message in chat:
             for part in message["content"]:
                 if part["type"] != "image":
@@ -94,8 +92,11 @@ class Processor:
                 picture = part["image"] = load_picture(part["image"], notice=notice)
                 self.image_processor.check(*picture.image.size, self.image_size)
                 pictures.append(picture)
-                pixels.append(self.image_processor(picture.image))
-        return Prepared(self.prompter.encode(text), pictures, pixels, chat)
+        return Prepared(self.prompter.encode(text), pictures, chat)
+
+    def pixels(self, picture: Picture) -> np.ndarray:
+        """What the vision tower takes of a picture: float32 [3, size, size]."""
+        return self.image_processor(picture.image)
 
 
 def _load_tokenizer(folder: Path, eos_token_ids: set[int]) -> Any:

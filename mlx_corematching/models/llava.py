@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,6 +13,7 @@ from mlx_corematching.core.prefill import Prefill
 from mlx_corematching.core.settings import CoreMatching
 from mlx_corematching.models.config import LlavaConfig
 from mlx_corematching.models.decoder import LanguageModel
+from mlx_corematching.models.features import FeatureCache
 from mlx_corematching.models.projector import Projector
 from mlx_corematching.models.vision import VisionTower
 
@@ -51,6 +52,7 @@ class Llava(nn.Module):
 
     Attributes:
         memory: `resident`, or `streaming` where eyes and dense FFNs stay on disk.
+        features: of the pictures looked at before.
     """
 
     def __init__(self, config: LlavaConfig) -> None:
@@ -58,6 +60,7 @@ class Llava(nn.Module):
         self.config = config
         self.name = ""
         self.memory = "resident"
+        self.features = FeatureCache()
         self.eyes: Eyes | StreamedEyes = Eyes(config)
         self.language_model = LanguageModel(config.text)
 
@@ -65,6 +68,14 @@ class Llava(nn.Module):
     def balanced(self) -> CoreMatching:
         """The settings measured for this checkpoint, or the default preset."""
         return self.config.balanced
+
+    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every module that has weights, with its name's beginning; what streams is read anew."""
+        yield "", self.eyes.opened()
+        yield "language_model.", self.language_model
+        for index, layer in enumerate(self.language_model.layers):
+            if layer.mlp.opened() is not layer.mlp:
+                yield f"language_model.model.layers.{index}.mlp.", layer.mlp.opened()
 
     def image_features(self, pixels: Sequence[np.ndarray]) -> list[mx.array]:
         """What the decoder sees of each picture: [3, size, size] to [image tokens, hidden] each."""

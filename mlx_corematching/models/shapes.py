@@ -1,0 +1,77 @@
+"""Shapes of well-known LLaVA models, for models without a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_corematching.errors import InputError
+from mlx_corematching.models.config import LlavaConfig
+
+# Hidden size, neurons, layers, heads, key-value heads, vocabulary.
+_TEXT = {
+    "llava-1.5-7b": (4096, 11008, 32, 32, 32, 32064),
+    "llava-1.5-13b": (5120, 13824, 40, 40, 40, 32064),
+}
+_FIELDS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "vocab_size",
+)  # fmt: skip
+
+SHAPES = tuple(_TEXT)
+
+
+def shape_config(
+    shape: str, *, layers: int | None = None, image_tokens: int | None = None
+) -> dict[str, Any]:
+    """A config.json: LLaVA-1.5's layout (CLIP ViT-L/14 at 336) with a decoder of that shape.
+
+    Args:
+        shape: a name in SHAPES, or six numbers: hidden,neurons,layers,heads,kv_heads,vocabulary.
+        layers: decoder layers, where not the shape's own.
+        image_tokens: tokens that one picture becomes; a square number.
+
+    Raises:
+        InputError: the shape is neither, or the numbers do not fit together.
+    """
+    if shape in _TEXT:
+        sizes = _TEXT[shape]
+    else:
+        try:
+            sizes = tuple(int(number) for number in shape.split(","))  # type: ignore[assignment]
+        except ValueError:
+            sizes = ()  # type: ignore[assignment]
+        if len(sizes) != len(_FIELDS):
+            raise InputError(
+                f"there is no shape {shape!r}; give {', '.join(SHAPES)}, or six whole numbers: "
+                "hidden,neurons,layers,heads,kv_heads,vocabulary"
+            )
+    text: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096}
+    text |= dict(zip(_FIELDS, sizes, strict=True)) | {"rms_norm_eps": 1e-5}
+    if layers is not None:
+        text["num_hidden_layers"] = layers
+    side = round((576 if image_tokens is None else image_tokens) ** 0.5)
+    if side < 1 or (image_tokens is not None and side * side != image_tokens):
+        raise InputError(
+            f"{image_tokens} image tokens are no square of patches; {max(side, 1) ** 2} is one"
+        )
+    config = {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": 4,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 14 * side,
+            "patch_size": 14,
+        },
+        "text_config": text,
+    }
+    LlavaConfig.from_dict(config)  # raises for what does not fit together
+    if text["hidden_size"] % text["num_attention_heads"]:
+        raise InputError(f"the shape {shape} has a hidden size that its heads do not divide")
+    return config
