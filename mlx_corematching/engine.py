@@ -99,11 +99,9 @@ class Run:
         conversation.ids = list(prompt.ids)
         self._length = len(prompt.ids)
         try:
-            began = time.perf_counter()
             features = [
                 self._look(picture, pixels) for picture in pictures[len(conversation.features) :]
             ]
-            self.vision_s = time.perf_counter() - began
             began = time.perf_counter()
             image_rows = np.array(prompt.image_index, np.int64)
             image_rows = image_rows[image_rows >= known] - known
@@ -157,9 +155,12 @@ class Run:
         known = self.model.features.get(picture.digest)
         if known is not None:
             return known
+        prepared = pixels(picture)
+        began = time.perf_counter()
         # One at a time: what a picture gives must not depend on what came with it.
-        (features,) = self.model.image_features([pixels(picture)])
+        (features,) = self.model.image_features([prepared])
         mx.eval(features)
+        self.vision_s += time.perf_counter() - began
         self.model.features.put(picture.digest, features)
         return features
 

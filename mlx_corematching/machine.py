@@ -19,7 +19,7 @@ class Machine:
 
     Attributes:
         chip: "Apple M2 Pro", say, or the processor's name.
-        system: operating system and its version.
+        system: operating system, and macOS's version.
         backend: what MLX computes on: metal, cuda or cpu.
         mlx: MLX's version.
         memory_bytes: all memory of the device that MLX computes on.
@@ -49,9 +49,9 @@ class Machine:
             usable = _free_bytes()
         return cls(
             chip=_chip() or str(info.get("device_name") or "unknown"),
-            system=f"{platform.system()} {platform.release()}"
-            if sys.platform != "darwin"
-            else f"macOS {platform.mac_ver()[0]}",
+            system=f"macOS {platform.mac_ver()[0]}"
+            if sys.platform == "darwin"
+            else f"{platform.system()} {platform.machine()}",
             backend=backend,
             mlx=version("mlx"),
             memory_bytes=total,

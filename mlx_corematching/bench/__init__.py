@@ -1,0 +1,1 @@
+"""The latency bench: `python -m mlx_corematching.bench`."""

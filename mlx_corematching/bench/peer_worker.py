@@ -140,12 +140,13 @@ class Worker:
             # The last piece may bring no token, only the end of the text.
             if len(times) < piece.generation_tokens:
                 times.append(time.perf_counter())
-        # mlx-vlm's prompt_tps says how long before its first piece it began to prefill. That piece
-        # comes late, though: the second token's pass is queued before, and queueing waits for most
-        # of that pass on MLX's CPU backend. When the second token is asked for, the first one has
-        # just been evaluated, and nothing but the graph of the second pass been built.
+        # mlx-vlm's prompt_tps says how long before its first piece it began to prefill.
         prefilling = times[0] - piece.prompt_tokens / piece.prompt_tps
-        first = greedy.asked[1]
+        # The second token's pass is queued before the first piece comes, which takes no time on a
+        # GPU. MLX's CPU backend waits there for most of that pass; but it has waited for the
+        # first one, too, by the time that the second token is asked for.
+        cpu = mx.default_device().type == mx.DeviceType.cpu
+        first = greedy.asked[1] if cpu else times[0]
         # Every piece comes as late as the first one, so that their distances are right.
         decoding_s = times[-1] - times[0]
         return Answer(

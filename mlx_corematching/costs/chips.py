@@ -148,6 +148,5 @@ def chip(name: str) -> Chip:
     """
     key = re.sub(r"[\s_-]+", "-", name.strip().lower()).removeprefix("apple-")
     if key not in CHIPS:
-        known = ", ".join(CHIPS)
-        raise InputError(f"There is no chip named {name!r} in the table; it knows {known}.")
+        raise InputError(f"there is no chip {name!r}; there are {', '.join(CHIPS)}")
     return CHIPS[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,10 @@ class Storage:
         return cls.of(
             given.get("bits"), given.get("group_size", 64), _ITEM_BYTES[norm.dtype], cpu=cpu
         )
+
+    def on_gpu(self) -> Storage:
+        """The same weights where what is stored is what is computed in."""
+        return replace(self, compute_bytes=self.float_bytes)
 
     def matrix_bytes(self, elements: int) -> int:
         """Bytes of so many elements of the decoder's matrices."""
