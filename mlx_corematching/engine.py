@@ -128,17 +128,29 @@ class Run:
         return self._first.tolist()[0]  # type: ignore[index, return-value]
 
     def tokens(self, limit: int, sampler: Sampler) -> Iterator[int]:
-        """The tokens after the first, at most so many. Queued one ahead of what is handed out."""
-        from mlx_lm.generate import generate_step
+        """The tokens after the first, at most so many. Queued one ahead of what is handed out.
 
-        steps = generate_step(
-            self._first,
-            self.model.language_model,
-            max_tokens=limit,
-            sampler=sampler,
-            prompt_cache=self.conversation.layers,
-        )
-        return (int(token) for token, _ in steps)
+        mlx-lm's `generate_step` does the same, but computes one token more than it hands out.
+        """
+        import mlx.core as mx
+
+        layers = self.conversation.layers
+
+        def step(token: mx.array) -> mx.array:
+            logits = self.model.language_model(token[None], layers)[:, -1]
+            token = sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+            mx.async_eval(token)
+            return token
+
+        assert self._first is not None
+        token = step(self._first)
+        for number in range(1, limit + 1):
+            following = step(token) if number < limit else token
+            yield token.item()  # type: ignore[misc]
+            token = following
+            if number % 256 == 0:
+                # Buffers of shapes that the growing cache has left behind.
+                mx.clear_cache()
 
     def finish(self, said: Sequence[int]) -> None:
         """Leave the conversation as it stands after these tokens, so that it can be continued."""

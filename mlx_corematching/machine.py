@@ -69,7 +69,6 @@ def memory_limits() -> Iterator[None]:
     recommend nothing (all but Apple's GPUs) nothing is changed.
     """
     import mlx.core as mx
-    from mlx_lm.generate import generation_stream
 
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if not recommended:
@@ -82,7 +81,6 @@ def memory_limits() -> Iterator[None]:
         yield
     finally:
         # The wired limit must not change under work that is still queued.
-        mx.synchronize(generation_stream)
         mx.synchronize()
         mx.set_wired_limit(wired)
         mx.set_cache_limit(cache)

@@ -75,7 +75,6 @@ def measure(model: Llava, settings: CoreMatching, task: Task) -> Sample:
         return mx.argmax(logprobs, axis=-1)
 
     model.features.clear()
-    mx.clear_cache()
     mx.reset_peak_memory()
     with memory_limits():
         run = Run(model, settings, PromptCache())

@@ -20,6 +20,9 @@ class LayerCache(KVCache):
         ffn: the FFN to decode with in place of the layer's own, if there is one.
     """
 
+    # Slots are added so many at a time: every layer's spare ones count on a small machine.
+    step = 64
+
     keys: mx.array  # mlx-lm's, without a type there
     values: mx.array
 

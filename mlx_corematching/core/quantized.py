@@ -6,6 +6,8 @@ import mlx.core as mx
 
 # With fewer rows than this the CPU backend's own quantised product is the faster one.
 _UNPACK_FROM_ROWS = 32
+# Weights that are unpacked at a time, so that they take little memory: 4 MiB.
+_UNPACK_AT_ONCE = 1 << 20
 
 
 def quantized_product(
@@ -20,19 +22,27 @@ def quantized_product(
 ) -> mx.array:
     """`x @ w.T`, or `x @ w` without `transpose`, for a packed w of [rows, columns].
 
-    The CPU backend multiplies many rows one at a time, and half-precision scales with
-    half-precision rows some forty times slower. There a prompt's rows meet the unpacked
-    matrix, which is let go at once, and everything is computed in float32.
+    The CPU backend multiplies many rows one at a time. There a prompt's rows meet the matrix
+    unpacked to float32, a few rows at a time.
     """
-    rows = x.size // x.shape[-1]
-    if rows >= _UNPACK_FROM_ROWS and on_cpu():
-        w = mx.dequantize(
-            weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size, bits
+    if x.size // x.shape[-1] < _UNPACK_FROM_ROWS or not on_cpu():
+        return mx.quantized_matmul(
+            x, weight, scales, biases, transpose=transpose, group_size=group_size, bits=bits
         )
-        return x @ (w.T if transpose else w)
-    return mx.quantized_matmul(
-        x, weight, scales, biases, transpose=transpose, group_size=group_size, bits=bits
-    )
+    rows, columns = weight.shape[0], scales.shape[1] * group_size
+    step = max(1, _UNPACK_AT_ONCE // columns)
+    parts = []
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        w = mx.dequantize(
+            weight[block],
+            scales[block].astype(mx.float32),
+            biases[block].astype(mx.float32),
+            group_size,
+            bits,
+        )
+        parts.append(x @ w.T if transpose else x[..., block] @ w)
+    return mx.concatenate(parts, axis=-1) if transpose else sum(parts[1:], parts[0])
 
 
 def on_cpu() -> bool:

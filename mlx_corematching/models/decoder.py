@@ -103,6 +103,7 @@ class Decoder(nn.Module):
         Returns the last token's hidden state, [1, 1, hidden].
         """
         positions: Positions = range(caches[0].position, caches[0].position + h.shape[1])
+        queued = h
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True), start=1):
             cache.ffn, kept = None, None
             h = layer.attend(h, positions, cache)
@@ -121,7 +122,10 @@ class Decoder(nn.Module):
             del activations
             # Evaluated layer by layer, so that the large activations need not outlive theirs.
             if ffn is layer.mlp:
+                # One layer is queued while another is computed, and no more than that.
                 mx.async_eval(h, method.evidence(cache))
+                mx.eval(queued)
+                queued = h
             else:
                 # Nor are a streamed layer's weights to outlive it, so it is waited for.
                 compact = cache.ffn.arrays if cache.ffn and method.decodes else []
@@ -136,6 +140,8 @@ class Decoder(nn.Module):
             rows = [*range(stored), *(stored + kept).tolist()]
             for earlier in caches[:index]:
                 earlier.keep(rows)
+                # Now, so that what was dropped does not stay until the first decode step.
+                mx.async_eval(earlier.keys, earlier.values)
         return self.norm(h)
 
 
