@@ -11,6 +11,7 @@ from mlx_corematching._version import __version__
 # Subcommand -> the module that has its add_arguments and run, and the line that describes it.
 _COMMANDS = {
     "generate": ("mlx_corematching.generate_command", "ask a question about pictures"),
+    "plan": ("mlx_corematching.plan_command", "say what fits into a machine's memory"),
     "bench": ("mlx_corematching.bench.command", "measure latency on this machine"),
     "convert": (
         "mlx_corematching.convert.command",

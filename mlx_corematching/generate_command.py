@@ -75,6 +75,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-p", type=float, default=1.0, help="nucleus sampling (default: %(default)s)"
     )
     sampling.add_argument("--seed", type=int, help="makes sampling repeatable")
+    memory = parser.add_argument_group("memory")
+    memory.add_argument(
+        "--memory",
+        choices=("resident", "streaming"),
+        default="resident",
+        help="streaming leaves vision tower and dense FFNs on disk and reads them with each "
+        "prompt; it decodes with core neurons alone (default: %(default)s)",
+    )
+    memory.add_argument(
+        "--force", action="store_true", help="load even what will not fit into memory"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object instead")
     output.add_argument("--stats", action="store_true", help="add tokens and timings, on stderr")
@@ -98,7 +109,9 @@ def run(args: argparse.Namespace) -> None:
 
     if args.model is None:
         _say("Using the bundled demo model; --model takes a converted folder or a hub id.")
-    model, processor = load(args.model, revision=args.revision)
+    if args.model is not None and not args.force:
+        _check_fits(args, chosen)
+    model, processor = load(args.model, revision=args.revision, memory=args.memory)
     conversation = PromptCache()
     responses = stream_generate(
         model,
@@ -157,6 +170,25 @@ def _applied(given: dict[str, Any], preset: str, model: Llava) -> CoreMatching:
     base = model.balanced if preset == "balanced" else CoreMatching.preset(preset)
     _check_effect(given, base, "this model's own settings; add --preset paper, say")
     return dataclasses.replace(base, **given)
+
+
+def _check_fits(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
+    """InputError if this machine's memory will not hold the answer."""
+    from mlx_corematching.loading import find_folder
+    from mlx_corematching.models.config import LlavaConfig
+    from mlx_corematching.plan import refuse_what_does_not_fit
+
+    folder = find_folder(args.model, args.revision)
+    settings = LlavaConfig.from_folder(folder).balanced
+    if args.preset != "balanced":
+        settings = CoreMatching.preset(args.preset)
+    refuse_what_does_not_fit(
+        folder,
+        dataclasses.replace(settings, **chosen),
+        args.memory,
+        pictures=len(args.image),
+        new=args.max_tokens,
+    )
 
 
 def _check_overlay(path: Path, images: list[str]) -> None:

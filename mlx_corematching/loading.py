@@ -45,15 +45,10 @@ def load(
         InputError: there is no such model, or it cannot be used; the message says why.
     """
     from mlx_corematching.inputs.processor import Processor
-    from mlx_corematching.models.hub import resolve_folder
 
-    if path_or_hub_id is None:
-        folder, name = DEMO, "demo"
-    else:
-        folder = resolve_folder(path_or_hub_id, revision, patterns=_RUNTIME_FILES)
-        name = str(path_or_hub_id)
+    folder = find_folder(path_or_hub_id, revision)
     model = load_model(folder, memory=memory)
-    model.name = name
+    model.name = "demo" if path_or_hub_id is None else str(path_or_hub_id)
     config = model.config
     processor = Processor.from_folder(
         folder,
@@ -63,6 +58,15 @@ def load(
         eos_token_ids=config.eos_token_ids,
     )
     return model, processor
+
+
+def find_folder(path_or_hub_id: str | Path | None, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, fetched from the hub if need be; raises as `load` does."""
+    from mlx_corematching.models.hub import resolve_folder
+
+    if path_or_hub_id is None:
+        return DEMO
+    return resolve_folder(path_or_hub_id, revision, patterns=_RUNTIME_FILES)
 
 
 def load_model(folder: Path, *, memory: str = "resident") -> Llava:

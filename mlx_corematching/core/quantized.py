@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 # With fewer rows than this the CPU backend's own quantised product is the faster one.
-_UNPACK_FROM_ROWS = 32
+UNPACK_FROM_ROWS = 32
 # Weights that are unpacked at a time, so that they take little memory: 4 MiB.
 _UNPACK_AT_ONCE = 1 << 20
 
@@ -25,7 +25,7 @@ def quantized_product(
     The CPU backend multiplies many rows one at a time. There a prompt's rows meet the matrix
     unpacked to float32, a few rows at a time.
     """
-    if x.size // x.shape[-1] < _UNPACK_FROM_ROWS or not on_cpu():
+    if x.size // x.shape[-1] < UNPACK_FROM_ROWS or not on_cpu():
         return mx.quantized_matmul(
             x, weight, scales, biases, transpose=transpose, group_size=group_size, bits=bits
         )

@@ -81,8 +81,15 @@ class Costs:
         projector = 2 * self.config.image_tokens * text.hidden_size * (inputs + text.hidden_size)
         return patches + self.config.vision_layers_needed * layer + projector
 
-    def prefill_flops(self, question: Question, settings: CoreMatching) -> Flops:
-        """Reading the prompt, up to the first token's logits."""
+    def prefill_flops(
+        self, question: Question, settings: CoreMatching, *, sparse: bool = False
+    ) -> Flops:
+        """Reading the prompt, up to the first token's logits.
+
+        Args:
+            sparse: what it would be if the FFNs above the prune layer used core neurons alone.
+                Which they are is known only once the prompt has been read, so nothing does this.
+        """
         text = self.config.text
         layers, hidden = text.num_hidden_layers, text.hidden_size
         total = Flops(head=2 * hidden * text.vocab_size)
@@ -91,6 +98,8 @@ class Costs:
             watched = settings.neurons or (settings.tokens and index == settings.prune_layer)
             last = index == layers
             neuron = 2 * hidden * text.intermediate_size
+            if sparse and index > settings.prune_layer:
+                neuron = 2 * hidden * settings.core_count(text.intermediate_size)
             total += Flops(
                 projections=rows * self._projections(),
                 attention=2 * rows * (rows + 1) * text.num_attention_heads * text.head_dim,
@@ -120,10 +129,13 @@ class Costs:
             head=2 * text.hidden_size * text.vocab_size,
         )
 
-    def answer_flops(self, question: Question, settings: CoreMatching) -> int:
+    def answer_flops(
+        self, question: Question, settings: CoreMatching, *, sparse: bool = False
+    ) -> int:
         """The prefill and every token after the first."""
+        prefill = self.prefill_flops(question, settings, sparse=sparse).total
         decode = self.decode_flops(question, settings).total
-        return self.prefill_flops(question, settings).total + max(question.new - 1, 0) * decode
+        return prefill + max(question.new - 1, 0) * decode
 
     def weight_bytes_per_token(self, settings: CoreMatching) -> int:
         """Bytes of weights read to decode a token."""
