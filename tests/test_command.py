@@ -195,10 +195,11 @@ def test_both_modules_run_and_explain_themselves():
     assert "Traceback" not in failed.stderr
 
 
-def test_help_needs_no_heavy_import():
+@pytest.mark.parametrize("command", ["generate", "bench", "plan", "convert"])
+def test_help_needs_no_heavy_import(command):
     code = (
         "import sys; from mlx_corematching.cli import main\n"
-        "try: main(['generate', '--help'])\n"
+        f"try: main(['{command}', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'mlx.core', 'mlx_lm', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from mlx_corematching import CoreMatching, InputError, PromptCache, generate, load, stream_generate
+from mlx_corematching.engine import Run
+from mlx_corematching.models.decoder import LanguageModel
 
 IMAGES = Path(__file__).parent.parent / "examples" / "images"
 SCENE = IMAGES / "scene_0003.png"
@@ -48,6 +50,7 @@ def test_the_pieces_joined_are_the_answer(demo):
 
 
 def test_the_last_response_says_what_was_kept(demo):
+    demo[0].features.clear()  # a picture that was seen before takes no time in the tower
     last = answers(demo, "Describe the image.", SCENE, sparsity=CoreMatching.paper())[-1]
     assert last.preset == "paper"
     assert last.model == "demo"
@@ -64,6 +67,35 @@ def test_the_last_response_says_what_was_kept(demo):
     assert last.first_token_s > last.prefill_s + last.vision_s
     assert last.decode_tokens_per_s > 0
     assert last.peak_memory_gb > 0
+
+
+def test_a_picture_is_looked_at_once(demo, monkeypatch):
+    model, _ = demo
+    model.features.clear()
+    first = answers(demo, "What color is the background?", SCENE)
+    seen = []
+    monkeypatch.setattr(model, "image_features", lambda pixels: seen.append(pixels))
+    # By content, whatever the picture comes as, and whichever question is asked.
+    again = answers(demo, "What color is the background?", Image.open(SCENE).convert("RGB"))
+    answers(demo, "Describe the image.", SCENE)
+    assert seen == []
+    assert first[-1].vision_s > 0
+    assert again[-1].vision_s == 0
+    assert [r.token for r in again] == [r.token for r in first]
+
+
+def test_features_of_pictures_take_a_bounded_room():
+    from mlx_corematching.models.features import FeatureCache
+
+    cache = FeatureCache(limit=3 * 40)
+    for name in "abc":
+        cache.put(name, mx.zeros(10))
+    assert cache.get("a") is not None  # and is now the one that was used last
+    cache.put("d", mx.zeros(10))
+    assert [name for name in "abcd" if cache.get(name) is None] == ["b"]
+    cache.put("large", mx.zeros(100))
+    assert cache.get("large") is None
+    assert len(cache) == 3
 
 
 def test_settings_that_keep_everything_answer_as_dense_does(demo):
@@ -136,11 +168,21 @@ def test_a_one_token_answer_never_pays_for_compact_weights(demo, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a decode step was begun")
 
-    # By its full name, because the package has a function of the module's name.
-    monkeypatch.setattr(sys.modules["mlx_lm.generate"], "generate_step", refuse)
+    monkeypatch.setattr(Run, "tokens", refuse)
     responses = answers(demo, "Describe the image.", SCENE, max_tokens=1)
     assert [r.finish_reason for r in responses] == ["length"]
     assert responses[0].decode_tokens_per_s is None
+
+
+def test_no_step_is_computed_that_no_token_comes_of(demo, monkeypatch):
+    steps = []
+    call = LanguageModel.__call__
+    monkeypatch.setattr(
+        LanguageModel, "__call__", lambda self, *a: steps.append(1) or call(self, *a)
+    )
+    responses = answers(demo, "Describe the image.", SCENE, max_tokens=5)
+    assert len(responses) == 5
+    assert len(steps) == 4  # the first token comes of the prefill
 
 
 def test_max_tokens_ends_an_answer(demo):

@@ -20,7 +20,7 @@ from mlx_corematching.errors import InputError
 
 if TYPE_CHECKING:
     from mlx_corematching.bench.comparison import PeerTask
-    from mlx_corematching.bench.subject import Subject
+    from mlx_corematching.bench.subject import Shape, Subject
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,14 +99,14 @@ def run(args: argparse.Namespace) -> None:
     from mlx_corematching.bench.comparison import compare
 
     with ExitStack() as stack:
-        subject = _subject(args, stack)
+        subject, peer = _subjects(args, stack)
         report = compare(
             subject,
             choose_modes(args.modes, _changes(args), subject.model.balanced),
             rounds=args.rounds,
             warmup=args.warmup,
             new_tokens=args.new_tokens,
-            peer=_peer(args, stack),
+            peer=peer,
             chip=args.project,
         )
     print(report.as_text(markdown=args.markdown))
@@ -131,12 +131,18 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"{option} has an effect with --shape only")
     if args.image and args.shape:
         raise InputError("--image has an effect with a model only")
-    if args.peer and not (args.peer_model and args.model and args.image):
+    if args.peer and args.shape:
+        if args.quantize != "none" or args.memory != "resident" or args.image_tokens == 0:
+            raise InputError(
+                "--peer with --shape compares unquantised models, in memory, about a picture; add "
+                "--quantize none and leave --memory and --image-tokens 0 out"
+            )
+    elif args.peer and not (args.model and args.peer_model):
         raise InputError(
-            "--peer needs --image, --model and --peer-model: a picture, and the same checkpoint "
-            "converted and in Hugging Face format"
+            "--peer needs --model and --peer-model, the same checkpoint converted and in Hugging "
+            "Face format; or --shape"
         )
-    if args.peer and not Path(args.peer_model).expanduser().is_dir():
+    if args.peer_model and not Path(args.peer_model).expanduser().is_dir():
         raise InputError(f"there is no folder {args.peer_model}")
     for option in ("json", "plot"):
         file = getattr(args, option)
@@ -164,31 +170,42 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def _subject(args: argparse.Namespace, stack: ExitStack) -> Subject:
-    from mlx_corematching.bench.subject import Shape, opened_model, opened_shape
+def _subjects(args: argparse.Namespace, stack: ExitStack) -> tuple[Subject, PeerTask | None]:
+    """What is measured, and the peer with the same model."""
+    from mlx_corematching.bench.subject import opened_model, opened_shape, write_pair
+
+    if args.shape and not args.peer:
+        shape = _shape(args)
+        return stack.enter_context(opened_shape(shape, args.memory, args.new_tokens)), None
+    image = args.image or _random_picture(stack)
+    model, source, what = args.model, args.peer_model, None
+    if args.shape:
+        shape = _shape(args)
+        what = shape.what
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corematching-")))
+        source, model = write_pair(shape, folder)
+    subject = opened_model(model, image, args.prompt, args.memory, args.new_tokens, what)
+    if not args.peer:
+        return subject, None
+
+    from mlx_corematching.bench.comparison import PeerTask
+    from mlx_corematching.bench.peer import Peer
+
+    peer = stack.enter_context(Peer(args.peer_python, Path(source).expanduser()))
+    return subject, PeerTask(peer, args.prompt, Path(image))
+
+
+def _shape(args: argparse.Namespace) -> Shape:
+    from mlx_corematching.bench.subject import Shape
     from mlx_corematching.models.shapes import shape_config
 
-    if not args.shape:
-        image = args.image or _random_picture(stack)
-        return opened_model(args.model, image, args.prompt, args.memory, args.new_tokens)
     bits = None if args.quantize == "none" else int(args.quantize)
     dtype = args.dtype or "float16"
     config = shape_config(args.shape, layers=args.layers, image_tokens=args.image_tokens or None)
     what = f"{args.shape}, {config['text_config']['num_hidden_layers']} layers, "
-    what += f"{args.quantize}-bit" if bits else dtype
+    what += f"{bits}-bit, random weights" if bits else f"{dtype}, random weights"
     images = 0 if args.image_tokens == 0 else 1
-    shape = Shape(config, f"{what}, random weights", bits, dtype, args.prompt_tokens, images)
-    return stack.enter_context(opened_shape(shape, args.memory, args.new_tokens))
-
-
-def _peer(args: argparse.Namespace, stack: ExitStack) -> PeerTask | None:
-    if not args.peer:
-        return None
-    from mlx_corematching.bench.comparison import PeerTask
-    from mlx_corematching.bench.peer import Peer
-
-    peer = stack.enter_context(Peer(args.peer_python, Path(args.peer_model).expanduser()))
-    return PeerTask(peer, args.prompt, Path(args.image))
+    return Shape(config, what, bits, dtype, args.prompt_tokens, images)
 
 
 def _random_picture(stack: ExitStack) -> str:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,10 +100,31 @@ def opened_shape(shape: Shape, memory: str, new_tokens: int) -> Iterator[Subject
         yield Subject(model, _storage(config, shape.dtype), task, shape.what, shape.text, image)
 
 
+def write_pair(shape: Shape, folder: Path) -> tuple[Path, Path]:
+    """A random checkpoint of that shape in Hugging Face format, and its conversion."""
+    from mlx_corematching.bench.random_source import write_random_source
+
+    # By name, because the converter's folder lies outside the package's own.
+    convert = import_module("mlx_corematching.convert").convert
+    source, converted = folder / "source", folder / "converted"
+    write_random_source(source, shape.config, dtype=shape.dtype)
+    convert(source, converted)
+    return source, converted
+
+
 def opened_model(
-    path: str | None, image: str | None, question: str, memory: str, new_tokens: int
+    path: str | None,
+    image: str | None,
+    question: str,
+    memory: str,
+    new_tokens: int,
+    what: str | None = None,
 ) -> Subject:
-    """A checkpoint, asked about a picture; raises InputError as `load` and `generate` do."""
+    """A checkpoint, asked about a picture; raises InputError as `load` and `generate` do.
+
+    Args:
+        what: the model in words; its name if left out.
+    """
     from mlx_corematching.inputs.pictures import Picture
     from mlx_corematching.inputs.prompts import Prompt
     from mlx_corematching.inputs.prompts import question as as_message
@@ -127,7 +149,7 @@ def opened_model(
         model,
         _storage(model.config, dtype),
         Task(prepare, processor.pixels, new_tokens),
-        model.name,
+        what or model.name,
         len(prompt.ids) - images,
         images,
         processor,

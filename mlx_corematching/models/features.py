@@ -29,6 +29,8 @@ class FeatureCache:
 
     def put(self, digest: str, features: mx.array) -> None:
         """Remember a picture's features, unless they alone are past the limit."""
+        if features.nbytes > self.limit:
+            return
         self._features[digest] = features
         self._features.move_to_end(digest)
         while sum(held.nbytes for held in self._features.values()) > self.limit:
