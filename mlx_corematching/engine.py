@@ -76,7 +76,7 @@ class Run:
         pixels: PixelsOf,
         sampler: Sampler,
         *,
-        decodes: bool = True,
+        limit: int = 256,
     ) -> int:
         """Read the prompt, or what of it is new; the first token of the answer.
 
@@ -85,7 +85,7 @@ class Run:
             pictures: its pictures, in order.
             pixels: from a picture to what the tower takes, float32 [3, size, size].
             sampler: from log probabilities [1, vocabulary] to token ids [1].
-            decodes: whether a second token may be asked for.
+            limit: how many tokens may be asked for, this one included.
         """
         import mlx.core as mx
         import numpy as np
@@ -96,6 +96,8 @@ class Run:
         known = conversation.continue_with(prompt.ids, pictures)
         if not conversation.layers:
             conversation.layers = model.language_model.make_cache()
+        for layer in conversation.layers:
+            layer.expected = limit
         conversation.ids = list(prompt.ids)
         self._length = len(prompt.ids)
         try:
@@ -106,7 +108,7 @@ class Run:
             image_rows = np.array(prompt.image_index, np.int64)
             image_rows = image_rows[image_rows >= known] - known
             h = model.embed(prompt.ids[known:], image_rows, features)
-            method = Prefill(self.settings, image_rows, h.shape[1], known, decodes)
+            method = Prefill(self.settings, image_rows, h.shape[1], known, decodes=limit > 1)
             logits = model.prefill(h, conversation.layers, method)
             logprobs = logits - mx.logsumexp(logits)
             self._first = sampler(logprobs[None])

@@ -169,7 +169,7 @@ class _Answer:
                             prepared.pictures,
                             self.processor.pixels,
                             sampler,
-                            decodes=limit > 1,
+                            limit=limit,
                         )
                     ]
                 )

@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     subject.add_argument("--layers", type=int, help="decoder layers of --shape")
     subject.add_argument(
+        "--tower-layers",
+        type=int,
+        metavar="N",
+        help="layers of --shape's vision tower (default: 24)",
+    )
+    subject.add_argument(
         "--quantize", choices=("4", "8", "none"), default="4",
         help="bits of --shape's decoder (default: %(default)s)",
     )  # fmt: skip
@@ -159,9 +165,7 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError("a plot needs matplotlib: pip install 'mlx-corematching[plot]'")
     choose_modes(args.modes, _changes(args), CoreMatching.balanced())
     if args.shape:
-        from mlx_corematching.models.shapes import shape_config
-
-        shape_config(args.shape, layers=args.layers, image_tokens=args.image_tokens or None)
+        _shape(args)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
@@ -201,7 +205,12 @@ def _shape(args: argparse.Namespace) -> Shape:
 
     bits = None if args.quantize == "none" else int(args.quantize)
     dtype = args.dtype or "float16"
-    config = shape_config(args.shape, layers=args.layers, image_tokens=args.image_tokens or None)
+    config = shape_config(
+        args.shape,
+        layers=args.layers,
+        image_tokens=args.image_tokens or None,
+        tower_layers=24 if args.tower_layers is None else args.tower_layers,
+    )
     what = f"{args.shape}, {config['text_config']['num_hidden_layers']} layers, "
     what += f"{bits}-bit, random weights" if bits else f"{dtype}, random weights"
     images = 0 if args.image_tokens == 0 else 1

@@ -14,8 +14,10 @@ from mlx_corematching.bench.measure import Sample, measure
 from mlx_corematching.bench.peer import Peer
 from mlx_corematching.bench.report import Report
 from mlx_corematching.bench.subject import Subject
+from mlx_corematching.core.quantized import on_cpu
 from mlx_corematching.core.settings import CoreMatching
 from mlx_corematching.costs.chips import chip as chip_named
+from mlx_corematching.costs.memory import predict_peak
 from mlx_corematching.costs.projection import Projection, project
 from mlx_corematching.costs.work import Costs, Question
 from mlx_corematching.errors import InputError
@@ -77,6 +79,8 @@ def compare(
         found[name] = results.of_samples(samples[name])
         question = Question(subject.text, subject.image, samples[name][0].kept, new_tokens)
         results.add_counts(found[name], costs, question, settings, bandwidth)
+        peak = predict_peak(costs, question, settings, subject.model.memory, cpu=on_cpu())
+        found[name].values["predicted_peak_gb"] = peak.nbytes / 1e9
         if chip:
             projections[name] = project(on_gpu, question, settings, chip_named(chip))
     said = None

@@ -79,7 +79,7 @@ def measure(model: Llava, settings: CoreMatching, task: Task) -> Sample:
     with memory_limits():
         run = Run(model, settings, PromptCache())
         prompt, pictures = task.prepare()
-        first = run.read(prompt, pictures, task.pixels, greedy, decodes=task.new_tokens > 1)
+        first = run.read(prompt, pictures, task.pixels, greedy, limit=task.new_tokens)
         tokens = [first]
         began = time.perf_counter()
         if task.new_tokens > 1:

@@ -138,6 +138,7 @@ class Report:
             _number(v.get("prefill_flops"), "{:.1f}", 1e9),
             _number(v.get("decode_flops"), "{:.2f}", 1e9),
             _number(v["peak_memory_gb"], "{:.2f}"),
+            _number(v.get("predicted_peak_gb"), "{:.2f}"),
             _number(v.get("bandwidth_share"), "{:.1%}"),
         ]
 
@@ -149,7 +150,8 @@ class Report:
 
 _MEASURED = (
     "mode", "kept", "vision s", "prefill s", "first token s", "decode tok/s", "MB/token",
-    "prefill GFLOP", "decode GFLOP", "peak GB", "of bandwidth",
+    "prefill GFLOP", "decode GFLOP", "peak GB", "predicted GB",
+    "of bandwidth",
 )  # fmt: skip
 _COMPARED = ("mode", "prefill", "prefill FLOPs", "decode", "bytes", "end to end", "all FLOPs")
 

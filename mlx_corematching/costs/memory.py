@@ -8,10 +8,9 @@ it predicts; buffers that MLX keeps for reuse are not in it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 from typing import TYPE_CHECKING
 
-from mlx_corematching.core.cache import LayerCache
+from mlx_corematching.core.cache import EXPECTED_TOKENS, slots
 from mlx_corematching.core.quantized import UNPACK_FROM_ROWS
 from mlx_corematching.core.settings import CoreMatching
 from mlx_corematching.costs.work import Costs, Question
@@ -80,11 +79,12 @@ def predict_peak(
     kv = costs.kv_bytes // layers
     prefill = 0
     for rows, seen in ((question.prompt, wide), (stored, layers)):
-        here = held + features + seen * _slots(rows) * kv + _prefill(costs, text, rows, cpu)
+        room = slots(rows + min(question.new, EXPECTED_TOKENS))
+        here = held + features + seen * room * kv + _prefill(costs, text, rows, cpu)
         here += opened + (compact * seen // layers if streams else 0)
         prefill = max(prefill, here)
 
-    decode = held + features + compact + _slots(stored + question.new) * costs.kv_bytes
+    decode = held + features + compact + slots(stored + question.new) * costs.kv_bytes
     return Peak(load, vision, prefill, decode)
 
 
@@ -108,8 +108,3 @@ def _vision(costs: Costs, cpu: bool) -> int:
     rows = vision.num_positions
     total = rows * (2 * vision.intermediate_size + 8 * vision.hidden_size) * size
     return total + (2 * vision.num_attention_heads * rows * rows * size if cpu else 0)
-
-
-def _slots(tokens: int) -> int:
-    """Places that a cache has for so many tokens."""
-    return ceil(tokens / LayerCache.step) * LayerCache.step

@@ -21,7 +21,11 @@ SHAPES = tuple(_TEXT)
 
 
 def shape_config(
-    shape: str, *, layers: int | None = None, image_tokens: int | None = None
+    shape: str,
+    *,
+    layers: int | None = None,
+    image_tokens: int | None = None,
+    tower_layers: int = 24,
 ) -> dict[str, Any]:
     """A config.json: LLaVA-1.5's layout (CLIP ViT-L/14 at 336) with a decoder of that shape.
 
@@ -29,6 +33,7 @@ def shape_config(
         shape: a name in SHAPES, or six numbers: hidden,neurons,layers,heads,kv_heads,vocabulary.
         layers: decoder layers, where not the shape's own.
         image_tokens: tokens that one picture becomes; a square number.
+        tower_layers: of the vision tower, the last of which is never run.
 
     Raises:
         InputError: the shape is neither, or the numbers do not fit together.
@@ -49,6 +54,8 @@ def shape_config(
     text |= dict(zip(_FIELDS, sizes, strict=True)) | {"rms_norm_eps": 1e-5}
     if layers is not None:
         text["num_hidden_layers"] = layers
+    if tower_layers < 2:
+        raise InputError("a vision tower has 2 layers or more, the last of which is not run")
     side = round((576 if image_tokens is None else image_tokens) ** 0.5)
     if side < 1 or (image_tokens is not None and side * side != image_tokens):
         raise InputError(
@@ -64,7 +71,7 @@ def shape_config(
             "model_type": "clip_vision_model",
             "hidden_size": 1024,
             "intermediate_size": 4096,
-            "num_hidden_layers": 24,
+            "num_hidden_layers": tower_layers,
             "num_attention_heads": 16,
             "image_size": 14 * side,
             "patch_size": 14,
