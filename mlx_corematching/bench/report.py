@@ -37,13 +37,11 @@ class Report:
     peer: dict[str, Any] | None = None
     projections: dict[str, Projection] | None = None
 
-    @property
-    def ratios(self) -> dict[str, dict[str, float | None]]:
-        """Each mode against dense."""
-        dense = self.modes.get("dense")
-        if dense is None:
+    def ratios(self, base: str) -> dict[str, dict[str, float | None]]:
+        """Each mode against one of them; empty if that one was not measured."""
+        if base not in self.modes:
             return {}
-        return {name: ratios(dense, mode) for name, mode in self.modes.items()}
+        return {name: ratios(self.modes[base], mode) for name, mode in self.modes.items()}
 
     def as_json(self) -> dict[str, Any]:
         """One object; times in seconds, sizes in bytes or 10^9 bytes (`_gb`)."""
@@ -56,7 +54,8 @@ class Report:
             "modes": {
                 name: {**mode.values, "spread": mode.spread} for name, mode in self.modes.items()
             },
-            "ratios": self.ratios,
+            "ratios": self.ratios("dense"),
+            "ratios_to_peer": self.ratios("mlx-vlm"),
             "peer": self.peer,
             "projections": self.projections
             and {name: dataclasses.asdict(value) for name, value in self.projections.items()},
@@ -72,18 +71,25 @@ class Report:
             f"medians of {self.rounds} interleaved rounds.",
             table(_MEASURED, [self._measured(name) for name in self.modes], markdown=markdown),
         ]
-        if self.ratios:
+        if "dense" in self.modes:
             parts += [
                 "Times better than dense, measured and (FLOPs, bytes) counted:",
-                table(_COMPARED, [self._compared(name) for name in self.modes], markdown=markdown),
+                table(_COMPARED, self._compared("dense", _COMPARED_KEYS), markdown=markdown),
             ]
         if self.peer:
-            parts.append(
-                f"mlx-vlm {self.peer['mlx_vlm']} (MLX {self.peer['mlx']}): its prefill has the "
-                "vision tower in it, and is compared with dense's vision and prefill together.\n"
-                f"Greedy texts: dense {self.peer['dense_text']!r}, mlx-vlm {self.peer['text']!r}"
-                f" ({'the same' if self.peer['same_text'] else 'NOT the same'})."
-            )
+            keys = ("prefill", "decode", "end_to_end")
+            parts += [
+                f"Times better than mlx-vlm {self.peer['mlx_vlm']} (MLX {self.peer['mlx']}), whose "
+                "prefill has the vision tower in it and is compared with both of ours:",
+                table(
+                    ("mode", "vision + prefill", "decode", "end to end"),
+                    self._compared("mlx-vlm", keys),
+                    markdown=markdown,
+                ),
+                f"Greedy texts of dense and mlx-vlm: {_short(self.peer['dense_text'])} and "
+                f"{_short(self.peer['text'])}: "
+                f"{'the same' if self.peer['same_text'] else 'NOT the same'}.",
+            ]
         if self.projections:
             chip = next(iter(self.projections.values())).chip
             rows = [[name, *value.cells()] for name, value in self.projections.items()]
@@ -142,10 +148,11 @@ class Report:
             _number(v.get("bandwidth_share"), "{:.1%}"),
         ]
 
-    def _compared(self, name: str) -> list[str]:
-        values = self.ratios[name]
-        keys = ("prefill", "prefill_flops", "decode", "bytes", "end_to_end", "flops")
-        return [name, *(_number(values[key], "{:.2f}") for key in keys)]
+    def _compared(self, base: str, keys: tuple[str, ...]) -> list[list[str]]:
+        return [
+            [name, *(_number(values[key], "{:.2f}") for key in keys)]
+            for name, values in self.ratios(base).items()
+        ]
 
 
 _MEASURED = (
@@ -154,6 +161,13 @@ _MEASURED = (
     "of bandwidth",
 )  # fmt: skip
 _COMPARED = ("mode", "prefill", "prefill FLOPs", "decode", "bytes", "end to end", "all FLOPs")
+_COMPARED_KEYS = ("prefill", "prefill_flops", "decode", "bytes", "end_to_end", "flops")
+
+
+def _short(text: str) -> str:
+    """A text's beginning in quotes; the JSON has all of it."""
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _number(value: float | None, form: str, unit: float = 1.0) -> str:

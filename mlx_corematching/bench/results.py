@@ -85,12 +85,13 @@ def add_counts(
     }
 
 
-def ratios(dense: ModeResult, other: ModeResult) -> dict[str, float | None]:
-    """How many times better than dense: above 1 is faster, or less work."""
-    mine, theirs = dict(dense.values), other.values
-    if theirs["vision_s"] is None:
+def ratios(base: ModeResult, other: ModeResult) -> dict[str, float | None]:
+    """How many times better than the base: above 1 is faster, or less work."""
+    mine, theirs = dict(base.values), dict(other.values)
+    if None in (mine["vision_s"], theirs["vision_s"]):
         # A peer's prefill has its vision tower in it.
-        mine["prefill_s"] = (mine["vision_s"] or 0.0) + (mine["prefill_s"] or 0.0)
+        for values in (mine, theirs):
+            values["prefill_s"] = (values["vision_s"] or 0.0) + (values["prefill_s"] or 0.0)
 
     def ratio(above: float | None, below: float | None) -> float | None:
         return above / below if above and below else None
