@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlx_corematching.models.config import TextConfig
 
 # What the CPU backend unpacks of quantised matrices ahead of the products that need it.
-_UNPACKED_AHEAD = 150_000_000
+_UNPACKED_AHEAD = 110_000_000
 
 
 @dataclass(frozen=True)
