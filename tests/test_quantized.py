@@ -26,7 +26,7 @@ def test_it_is_the_product_with_the_unpacked_matrix(rows, bits, transpose, block
         scales, biases = scales.astype(mx.float16), biases.astype(mx.float16)
     x = random.standard_normal((1, rows, 64 if transpose else 37)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantized, "_UNPACK_AT_ONCE", block)
+        patch.setattr(quantized, "UNPACK_AT_ONCE", block)
         found = quantized_product(
             mx.array(x), packed, scales, biases, transpose=transpose, group_size=32, bits=bits
         )

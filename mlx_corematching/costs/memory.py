@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlx_corematching.core.cache import EXPECTED_TOKENS, slots
-from mlx_corematching.core.quantized import UNPACK_FROM_ROWS
+from mlx_corematching.core.quantized import UNPACK_AT_ONCE, UNPACK_FROM_ROWS
 from mlx_corematching.core.settings import CoreMatching
 from mlx_corematching.costs.work import Costs, Question
 
 if TYPE_CHECKING:
     from mlx_corematching.models.config import TextConfig
-
-# What the CPU backend unpacks of quantised matrices ahead of the products that need it.
-_UNPACKED_AHEAD = 110_000_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,8 @@ def _prefill(costs: Costs, text: TextConfig, rows: int, cpu: bool) -> int:
     if cpu:
         total += 2 * text.num_attention_heads * rows * rows * size
         if costs.storage.bits and rows >= UNPACK_FROM_ROWS:
-            total += min(_UNPACKED_AHEAD, 4 * costs.weights.ffn.parameters)
+            # A block of a matrix, as it is cast, unpacked and multiplied.
+            total += 3 * 4 * UNPACK_AT_ONCE
     return total
 
 

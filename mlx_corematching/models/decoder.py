@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_corematching.core.cache import LayerCache
 from mlx_corematching.core.ffn import FeedForward, StreamedFeedForward
@@ -131,18 +132,21 @@ class Decoder(nn.Module):
                 compact = cache.ffn.arrays if cache.ffn and method.decodes else []
                 mx.eval(h, method.evidence(cache), compact)
             del ffn
-            if kept is None:
-                continue
-            if index < len(self.layers):
-                h = h[:, mx.array(kept)]
-            stored = len(cache.positions) - len(positions)
-            positions = [positions[row] for row in kept]
-            rows = [*range(stored), *(stored + kept).tolist()]
-            for earlier in caches[:index]:
-                earlier.keep(rows)
-                # Now, so that what was dropped does not stay until the first decode step.
-                mx.async_eval(earlier.keys, earlier.values)
+            if kept is not None:
+                if index < len(self.layers):
+                    h = h[:, mx.array(kept)]
+                _drop(caches[:index], kept, len(positions))
+                positions = [positions[row] for row in kept]
         return self.norm(h)
+
+
+def _drop(caches: Sequence[LayerCache], kept: np.ndarray, new: int) -> None:
+    """Leave of the `new` tokens that each cache stored last the kept rows alone."""
+    for cache in caches:
+        stored = cache.offset - new
+        cache.keep([*range(stored), *(stored + kept).tolist()])
+        # Now, so that what was dropped does not stay until the first decode step.
+        mx.async_eval(cache.keys, cache.values)
 
 
 class LanguageModel(nn.Module):
