@@ -6,12 +6,14 @@ Memory is predicted and speed is projected from byte and FLOP counts; nothing is
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlx_corematching.core.settings import PRESETS, CoreMatching
 from mlx_corematching.errors import InputError
 
 if TYPE_CHECKING:
+    from mlx_corematching.costs.chips import Chip
     from mlx_corematching.costs.work import Costs, Question
     from mlx_corematching.plan import Row
 
@@ -63,7 +65,6 @@ def run(args: argparse.Namespace) -> None:
     """Print the plan; raises InputError for what cannot be used."""
     _check(args)
 
-    from mlx_corematching.costs.chips import chip
     from mlx_corematching.machine import Machine
     from mlx_corematching.plan import expected_question, plan, usable_of
     from mlx_corematching.tables import table
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     # Another machine is a Mac, and computes on its GPU.
     other = args.memory_gb is not None or args.chip is not None
     cpu = machine.backend == "cpu" and not other
+    known = _chip(args.chip, machine.chip if not other else None)
     costs = _costs(args, cpu)
     presets = {
         name: costs.config.balanced if name == "balanced" else CoreMatching.preset(name)
@@ -92,9 +94,7 @@ def run(args: argparse.Namespace) -> None:
     usable = machine.usable_bytes
     if args.memory_gb is not None:
         usable = usable_of(round(args.memory_gb * 2**30))
-    rows = plan(
-        costs, question, presets, usable, cpu=cpu, chip=chip(args.chip) if args.chip else None
-    )
+    rows = plan(costs, question, presets, usable, cpu=cpu, chip=known)
     weights = costs.weights.total
     print(
         f"{args.shape or args.model or 'demo'}: {weights.parameters / 1e9:.2f} G parameters, "
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         ]
         for row in rows
     ]
-    if args.chip:
+    if known:
         from mlx_corematching.costs.projection import Projection
 
         head += Projection.HEAD
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
             assert row.projection
             line += row.projection.cells()
     print(table(head, cells, markdown=args.markdown))
-    if args.chip:
+    if known:
         assert rows[0].projection
         print(
             f"\nSpeeds are a PROJECTION for {rows[0].projection.chip}, not a measurement: the "
@@ -187,6 +187,17 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"a machine has no {args.memory_gb:g} GB of memory")
     if args.beta is not None:
         CoreMatching(beta=args.beta)  # raises for a value out of range
+
+
+def _chip(named: str | None, own: str | None) -> Chip | None:
+    """The chip that was named, or this machine's if it is in the table."""
+    from mlx_corematching.costs.chips import chip
+
+    if named:
+        return chip(named)
+    with suppress(InputError):
+        return chip(own or "")
+    return None
 
 
 def _costs(args: argparse.Namespace, cpu: bool) -> Costs:

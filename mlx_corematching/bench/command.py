@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layers of --shape's vision tower (default: 24)",
     )
     subject.add_argument(
-        "--quantize", choices=("4", "8", "none"), default="4",
-        help="bits of --shape's decoder (default: %(default)s)",
+        "--quantize", choices=("4", "8", "none"), help="bits of --shape's decoder (default: 4)",
     )  # fmt: skip
     subject.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"),
@@ -60,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image tokens of --shape's picture, a square; 0 for no picture (default: 576)",
     )  # fmt: skip
     asked.add_argument(
-        "--prompt-tokens", type=int, default=64, metavar="N",
-        help="text tokens of --shape's prompt (default: %(default)s)",
+        "--prompt-tokens", type=int, metavar="N",
+        help="text tokens of --shape's prompt (default: 64)",
     )  # fmt: skip
     asked.add_argument(
         "--new-tokens", type=int, default=64, metavar="N",
@@ -125,7 +124,8 @@ def run(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     """Everything that can be known to be wrong before a model is made."""
     for name, least in (("new_tokens", 1), ("rounds", 1), ("warmup", 0), ("prompt_tokens", 1)):
-        if getattr(args, name) < least:
+        value = getattr(args, name)
+        if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} has to be {least} or more")
     if args.model and args.shape:
         raise InputError("--model and --shape are two subjects; give one of them")
@@ -138,6 +138,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.image and args.shape:
         raise InputError("--image has an effect with a model only")
     if args.peer and args.shape:
+        if args.prompt_tokens is not None:
+            raise InputError("--peer answers the question of --prompt; leave --prompt-tokens out")
         if args.quantize != "none" or args.memory != "resident" or args.image_tokens == 0:
             raise InputError(
                 "--peer with --shape compares unquantised models, in memory, about a picture; add "
@@ -203,7 +205,7 @@ def _shape(args: argparse.Namespace) -> Shape:
     from mlx_corematching.bench.subject import Shape
     from mlx_corematching.models.shapes import shape_config
 
-    bits = None if args.quantize == "none" else int(args.quantize)
+    bits = None if args.quantize == "none" else int(args.quantize or 4)
     dtype = args.dtype or "float16"
     config = shape_config(
         args.shape,
@@ -214,7 +216,7 @@ def _shape(args: argparse.Namespace) -> Shape:
     what = f"{args.shape}, {config['text_config']['num_hidden_layers']} layers, "
     what += f"{bits}-bit, random weights" if bits else f"{dtype}, random weights"
     images = 0 if args.image_tokens == 0 else 1
-    return Shape(config, what, bits, dtype, args.prompt_tokens, images)
+    return Shape(config, what, bits, dtype, args.prompt_tokens or 64, images)
 
 
 def _random_picture(stack: ExitStack) -> str:
