@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,9 @@ def run_command(run: Callable[[argparse.Namespace], None], args: argparse.Namesp
     141: whoever read the output went away. Errors are one line on standard error; with
     `args.debug` the traceback comes before it.
     """
+    # Temporary folders go on the way out; a plain SIGTERM would leave them.
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run(args)
         # A closed pipe is to show here, not while the interpreter shuts down.

@@ -57,11 +57,7 @@ class Run:
         began: float | None = None,
     ) -> None:
         settings.check(model.config.text.num_hidden_layers)
-        if model.memory == "streaming" and not settings.neurons:
-            raise InputError(
-                "the memory mode 'streaming' decodes with core neurons alone, and these settings "
-                "use every neuron; choose the preset neurons or paper, or the mode 'resident'"
-            )
+        check_memory_mode(model.memory, settings, model.config.text.intermediate_size)
         self.model = model
         self.settings = settings
         self.conversation = conversation
@@ -177,6 +173,15 @@ class Run:
         self.vision_s += time.perf_counter() - began
         self.model.features.put(picture.digest, features)
         return features
+
+
+def check_memory_mode(memory: str, settings: CoreMatching, neurons: int) -> None:
+    """Raise InputError if settings use every one of a layer's neurons where FFNs stay on disk."""
+    if memory == "streaming" and not settings.compacts(neurons):
+        raise InputError(
+            "the memory mode 'streaming' decodes with core neurons alone, and these settings use "
+            "every neuron; choose the preset neurons or paper, or the mode 'resident'"
+        )
 
 
 def _not_finite(model: Llava) -> str:

@@ -83,7 +83,7 @@ def load_model(folder: Path, *, memory: str = "resident") -> Llava:
     if memory not in MEMORY_MODES:
         raise InputError(f"the memory mode is {memory!r}; it is one of {', '.join(MEMORY_MODES)}")
     config = LlavaConfig.from_folder(folder)
-    _check_format(folder, config)
+    check_format(folder, config)
     headers = read_headers(folder)
     _check_shapes(folder, config, {name: header.shape for name, header in headers.items()})
     unread = optional_tensors(config)
@@ -177,7 +177,8 @@ def _compute_in(module: Module, dtype: mx.Dtype) -> None:
     module.update(tree_unflatten(cast))
 
 
-def _check_format(folder: Path, config: LlavaConfig) -> None:
+def check_format(folder: Path, config: LlavaConfig) -> None:
+    """Raise InputError unless a folder's checkpoint is one that `convert` wrote."""
     made = config.corematching
     if made is None:
         raise InputError(
@@ -192,13 +193,20 @@ def _check_format(folder: Path, config: LlavaConfig) -> None:
 
 
 def _check_shapes(folder: Path, config: LlavaConfig, found: dict[str, tuple[int, ...]]) -> None:
-    from mlx_corematching.models.tensors import expected_tensors, optional_tensors
+    from mlx_corematching.models.tensors import expected_tensors, optional_tensors, unjoined
 
     expected = expected_tensors(config)
     for name, shape in list(expected.items()):
         module = name.removesuffix(".weight")
         if f"{module}.scales" in found:
             expected |= _quantized_shapes(folder, config, module, shape)
+        # What the model holds in one matrix is stored in one way.
+        for part in unjoined(name)[1]:
+            if (part.removesuffix(".weight") + ".scales" in found) != (f"{module}.scales" in found):
+                raise InputError(
+                    f"{folder}: {name} and {part} have to be quantised both or not at all; "
+                    "convert the original again"
+                )
     optional = optional_tensors(config)
     for name, shape in expected.items():
         if name not in found:

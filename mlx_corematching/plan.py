@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlx_corematching.costs.work import Costs, Question
 
 # macOS lets a GPU have two thirds of small memories and three quarters of large ones: what
-# `recommendedMaxWorkingSetSize` is on machines of 8 to 192 GB.
+# users report as `recommendedMaxWorkingSetSize`, 27 GiB of 36 among them.
 _LARGE_MEMORY = 36 << 30
 # Share of a picture's tokens taken for kept where only the picture can tell: the upper end of
 # what the paper reports.
@@ -47,7 +47,7 @@ class Row:
 
 def usable_of(memory_bytes: int) -> int:
     """What MLX can use of a Mac's memory."""
-    return memory_bytes * 2 // 3 if memory_bytes <= _LARGE_MEMORY else memory_bytes * 3 // 4
+    return memory_bytes * 2 // 3 if memory_bytes < _LARGE_MEMORY else memory_bytes * 3 // 4
 
 
 def plan(
@@ -72,7 +72,8 @@ def plan(
 
     rows = []
     for name, settings in presets.items():
-        for memory in ("resident", "streaming") if settings.neurons else ("resident",):
+        streams = settings.compacts(costs.config.text.intermediate_size)
+        for memory in ("resident", "streaming") if streams else ("resident",):
             peak = predict_peak(costs, question, settings, memory, cpu=cpu)
             projection = project(costs, question, settings, chip) if chip else None
             rows.append(Row(name, memory, settings, peak, peak.nbytes <= usable, projection))
@@ -83,10 +84,12 @@ def checkpoint_costs(folder: Path, *, cpu: bool) -> Costs:
     """The costs of a converted checkpoint, from its config and headers alone."""
     from mlx_corematching.costs.weights import Storage
     from mlx_corematching.costs.work import Costs
+    from mlx_corematching.loading import check_format
     from mlx_corematching.models.config import LlavaConfig
     from mlx_corematching.models.shards import read_headers
 
     config = LlavaConfig.from_folder(folder)
+    check_format(folder, config)
     return Costs(config, Storage.of_checkpoint(config, read_headers(folder), cpu=cpu))
 
 
@@ -113,27 +116,29 @@ def expected_question(
 def refuse_what_does_not_fit(
     folder: Path, settings: CoreMatching | None, memory: str, *, pictures: int, new: int
 ) -> None:
-    """Raise InputError if answering will not fit into this machine's memory.
+    """Raise InputError if a model cannot answer so, or not within this machine's memory.
 
     Args:
         settings: how sparsely; None is the checkpoint's own.
         pictures: how many there are in the prompt.
         new: tokens of the longest answer; at most 256 are reckoned with.
     """
+    from mlx_corematching.engine import check_memory_mode
     from mlx_corematching.machine import Machine
 
     machine = Machine.this()
     cpu = machine.backend == "cpu"
     costs = checkpoint_costs(folder, cpu=cpu)
     settings = settings or costs.config.balanced
+    check_memory_mode(memory, settings, costs.config.text.intermediate_size)
     question = expected_question(costs, settings, pictures=pictures, new=min(new, 256))
     if not machine.usable_bytes:
         return
     paper = CoreMatching.paper()
     ways = {"as asked": settings, "neurons": CoreMatching.preset("neurons"), "paper": paper}
     rows = plan(costs, question, ways, machine.usable_bytes, cpu=cpu)
-    asked = next((r for r in rows if r.preset == "as asked" and r.memory == memory), None)
-    if asked is None or asked.fits:
+    asked = next(row for row in rows if row.preset == "as asked" and row.memory == memory)
+    if asked.fits:
         return
     says = (
         f"this will take {asked.peak.nbytes / 1e9:.1f} GB, and this machine can give it "

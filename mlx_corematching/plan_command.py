@@ -91,6 +91,14 @@ def run(args: argparse.Namespace) -> None:
         new=args.new_tokens,
         kept=args.keep_tokens,
     )
+    text = costs.config.text
+    for settings in presets.values():
+        settings.check(text.num_hidden_layers)
+    if question.prompt + question.new > text.max_position_embeddings:
+        raise InputError(
+            f"{question.prompt} prompt tokens and {question.new} new ones do not fit into a "
+            f"context of {text.max_position_embeddings}"
+        )
     usable = machine.usable_bytes
     if args.memory_gb is not None:
         usable = usable_of(round(args.memory_gb * 2**30))
@@ -127,6 +135,7 @@ def run(args: argparse.Namespace) -> None:
             f"\nSpeeds are a PROJECTION for {rows[0].projection.chip}, not a measurement: the "
             "limits of its bandwidth and peak rate. Streaming also reads all FFNs from disk "
             "with each prompt."
+            + (" An M5's neural accelerators can prefill faster." if "M5" in known.name else "")
         )
     if args.flops:
         print("\n" + flops_table(costs, question, presets, markdown=args.markdown))
@@ -222,7 +231,12 @@ def _advice(args: argparse.Namespace, rows: list[Row]) -> str:
     if best is None:
         return "Nothing fits: use a smaller model, fewer bits, or a machine with more memory."
     model = f" --model {args.model}" if args.model else " --model FOLDER" if args.shape else ""
+    options = f" --max-tokens {args.new_tokens}"
+    if args.beta is not None and best.settings.neurons:
+        options += f" --beta {args.beta:g}"
+    if args.keep_tokens is not None and best.settings.tokens:
+        options += f" --keep-tokens {args.keep_tokens}"
     return (
         f"Run: python -m mlx_corematching.generate{model} --preset {best.preset} "
-        f"--memory {best.memory} --image PICTURE"
+        f"--memory {best.memory}{options} --image PICTURE"
     )

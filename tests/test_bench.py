@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from mlx_corematching.bench.measure import Sample
 from mlx_corematching.bench.modes import MODES, choose_modes
 from mlx_corematching.bench.peer import Peer
-from mlx_corematching.bench.results import of_samples, ratios
+from mlx_corematching.bench.results import of_peer, of_samples, ratios
 from mlx_corematching.cli import main
 from mlx_corematching.core.settings import CoreMatching
 from mlx_corematching.errors import InputError
@@ -97,6 +98,21 @@ def test_the_demo_model_and_markdown_and_a_projection(tmp_path, capsys):
         (["--beta", "1.5"], "from 0 to 1"),
         (["--project", "m0"], "there is no chip"),
         (["--json", "no/such/folder.json"], "there is no folder no/such"),
+        (["--json", "."], "no file that can be written"),
+        (["--plot", "plot.jpg"], "call it plot.png"),
+        (["--quantize", "8"], "--quantize has an effect with --shape only"),
+        (["--shape", "llava-1.5-7b", "--prompt", "Why?"], "with a model only"),
+        (["--shape", "llava-1.5-7b", "--layers", "1"], "the prune layer is 2"),
+        (
+            ["--shape", "llava-1.5-7b", "--memory", "streaming", "--modes", "tokens"],
+            "choose a mode",
+        ),
+        (["--shape", "llava-1.5-7b", "--image-tokens", "-5"], "-5 image tokens"),
+        (["--shape", "llava-1.5-7b", "--prompt-tokens", "4000"], "context of 4096"),
+        (["--shape", "65536,262144,99,64,64,32000", "--quantize", "none"], "fewer --layers"),
+        (["--shape", "64,192,3,2,2,5"], "vocabulary of 5 is too small"),
+        (["--peer-model", "m"], "with --peer mlx-vlm only"),
+        (["--peer", "mlx-vlm", "--memory", "streaming", "--model", "m"], "leave --memory out"),
         (["--peer", "mlx-vlm"], "--peer needs --model and --peer-model"),
         (["--peer", "mlx-vlm", "--shape", "llava-1.5-7b"], "add --quantize none"),
         (["--memory", "streaming", "--modes", "tokens", "--new-tokens", "2"], "choose a mode"),
@@ -159,9 +175,21 @@ def test_one_token_has_no_decode_speed():
 
 def test_a_peer_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="cannot be run"):
-        Peer(str(tmp_path / "no-python"), tmp_path)
+        Peer(str(tmp_path / "no-python"))
     with pytest.raises(InputError, match=r"No module named 'mlx_vlm'.*--peer-python"):
-        Peer(sys.executable, tmp_path)
+        Peer(sys.executable)
+    with pytest.raises(InputError, match="is no Python"):
+        Peer("/bin/cat" if Path("/bin/cat").exists() else "cat")
+
+
+def test_a_peer_that_ends_early_is_reckoned_with_as_many_tokens():
+    answer = {
+        "prefill_s": 1.0, "first_token_s": 1.5, "decode_tokens_per_s": 2.0,
+        "generated_tokens": 3, "peak_memory_gb": 1.0,
+    }  # fmt: skip
+    found = of_peer([answer], new_tokens=11)
+    assert found.values["total_s"] == 1.5 + 10 / 2.0
+    assert found.values["generated_tokens"] == 3
 
 
 def test_a_random_source_is_converted_and_answers(tmp_path):

@@ -116,6 +116,11 @@ def test_what_decodes_with_every_neuron_is_refused(demos, preset):
         next(stream_generate(*demos[1], "What is this?", sparsity=CoreMatching.preset(preset)))
 
 
+def test_all_neurons_are_every_neuron_whatever_they_are_called(demos):
+    with pytest.raises(InputError, match="use every neuron"):
+        next(stream_generate(*demos[1], "What?", sparsity=CoreMatching(beta=1.0)))
+
+
 def test_there_are_two_modes():
     with pytest.raises(InputError, match="resident, streaming"):
         load(memory="swap")

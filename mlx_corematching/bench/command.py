@@ -12,15 +12,18 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlx_corematching.bench.checks import asked_shape, changes, check
 from mlx_corematching.bench.modes import FIGURE_9, MODES, choose_modes
-from mlx_corematching.core.settings import CoreMatching
 from mlx_corematching.errors import InputError
 
 if TYPE_CHECKING:
     from mlx_corematching.bench.comparison import PeerTask
-    from mlx_corematching.bench.subject import Shape, Subject
+    from mlx_corematching.bench.report import Report
+    from mlx_corematching.bench.subject import Subject
+
+QUESTION = "What is shown in this image?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     subject.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"),
-        help="type of what is not quantised in --shape (default: float16)",
+        help="type of what is not quantised in --shape (default: float16; float32 if nothing is "
+        "and MLX computes on the CPU)",
     )  # fmt: skip
     subject.add_argument(
         "--memory", choices=("resident", "streaming"), default="resident",
@@ -51,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     asked = parser.add_argument_group("what is asked")
     asked.add_argument("--image", help="the picture for --model (default: a random one)")
-    asked.add_argument(
-        "--prompt", default="What is shown in this image?", help="the question for --model"
-    )
+    asked.add_argument("--prompt", help=f"the question for a model (default: {QUESTION!r})")
     asked.add_argument(
         "--image-tokens", type=int, metavar="N",
         help="image tokens of --shape's picture, a square; 0 for no picture (default: 576)",
@@ -99,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and report; raises InputError for what cannot be used."""
-    _check(args)
+    check(args)
 
     from mlx_corematching.bench.comparison import compare
 
@@ -107,73 +109,18 @@ def run(args: argparse.Namespace) -> None:
         subject, peer = _subjects(args, stack)
         report = compare(
             subject,
-            choose_modes(args.modes, _changes(args), subject.model.balanced),
+            choose_modes(args.modes, changes(args), subject.model.balanced),
             rounds=args.rounds,
             warmup=args.warmup,
             new_tokens=args.new_tokens,
             peer=peer,
             chip=args.project,
         )
-    print(report.as_text(markdown=args.markdown))
     if args.json:
-        Path(args.json).write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        _write_json(args.json, report)
+    print(report.as_text(markdown=args.markdown))
     if args.plot:
         report.plot(Path(args.plot))
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Everything that can be known to be wrong before a model is made."""
-    for name, least in (("new_tokens", 1), ("rounds", 1), ("warmup", 0), ("prompt_tokens", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} has to be {least} or more")
-    if args.model and args.shape:
-        raise InputError("--model and --shape are two subjects; give one of them")
-    only = {
-        "--layers": args.layers, "--image-tokens": args.image_tokens, "--dtype": args.dtype,
-    }  # fmt: skip
-    for option, value in only.items():
-        if value is not None and not args.shape:
-            raise InputError(f"{option} has an effect with --shape only")
-    if args.image and args.shape:
-        raise InputError("--image has an effect with a model only")
-    if args.peer and args.shape:
-        if args.prompt_tokens is not None:
-            raise InputError("--peer answers the question of --prompt; leave --prompt-tokens out")
-        if args.quantize != "none" or args.memory != "resident" or args.image_tokens == 0:
-            raise InputError(
-                "--peer with --shape compares unquantised models, in memory, about a picture; add "
-                "--quantize none and leave --memory and --image-tokens 0 out"
-            )
-    elif args.peer and not (args.model and args.peer_model):
-        raise InputError(
-            "--peer needs --model and --peer-model, the same checkpoint converted and in Hugging "
-            "Face format; or --shape"
-        )
-    if args.peer_model and not Path(args.peer_model).expanduser().is_dir():
-        raise InputError(f"there is no folder {args.peer_model}")
-    for option in ("json", "plot"):
-        file = getattr(args, option)
-        if file and not Path(file).resolve().parent.is_dir():
-            raise InputError(f"there is no folder {Path(file).parent} for --{option}")
-    if args.project:
-        from mlx_corematching.costs.chips import chip
-
-        chip(args.project)
-    if args.plot:
-        from importlib.util import find_spec
-
-        if find_spec("matplotlib") is None:
-            raise InputError("a plot needs matplotlib: pip install 'mlx-corematching[plot]'")
-    choose_modes(args.modes, _changes(args), CoreMatching.balanced())
-    if args.shape:
-        _shape(args)
-
-
-def _changes(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings to change in every mode that uses them."""
-    names = ("rho", "beta", "prune_layer", "keep_tokens", "reference")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _subjects(args: argparse.Namespace, stack: ExitStack) -> tuple[Subject, PeerTask | None]:
@@ -181,50 +128,50 @@ def _subjects(args: argparse.Namespace, stack: ExitStack) -> tuple[Subject, Peer
     from mlx_corematching.bench.subject import opened_model, opened_shape, write_pair
 
     if args.shape and not args.peer:
-        shape = _shape(args)
+        shape = asked_shape(args)
         return stack.enter_context(opened_shape(shape, args.memory, args.new_tokens)), None
-    image = args.image or _random_picture(stack)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corematching-")))
+    question = args.prompt or QUESTION
+    image = _picture(args.image, folder)
+    peer = None
+    if args.peer:
+        from mlx_corematching.bench.peer import Peer
+
+        # Before anything is made: it may not be there.
+        peer = stack.enter_context(Peer(args.peer_python))
     model, source, what = args.model, args.peer_model, None
     if args.shape:
-        shape = _shape(args)
+        shape = asked_shape(args)
         what = shape.what
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corematching-")))
         source, model = write_pair(shape, folder)
-    subject = opened_model(model, image, args.prompt, args.memory, args.new_tokens, what)
-    if not args.peer:
+    subject = opened_model(model, str(image), question, args.memory, args.new_tokens, what)
+    if peer is None:
         return subject, None
 
     from mlx_corematching.bench.comparison import PeerTask
-    from mlx_corematching.bench.peer import Peer
 
-    peer = stack.enter_context(Peer(args.peer_python, Path(source).expanduser()))
-    return subject, PeerTask(peer, args.prompt, Path(image))
-
-
-def _shape(args: argparse.Namespace) -> Shape:
-    from mlx_corematching.bench.subject import Shape
-    from mlx_corematching.models.shapes import shape_config
-
-    bits = None if args.quantize == "none" else int(args.quantize or 4)
-    dtype = args.dtype or "float16"
-    config = shape_config(
-        args.shape,
-        layers=args.layers,
-        image_tokens=args.image_tokens or None,
-        tower_layers=24 if args.tower_layers is None else args.tower_layers,
-    )
-    what = f"{args.shape}, {config['text_config']['num_hidden_layers']} layers, "
-    what += f"{bits}-bit, random weights" if bits else f"{dtype}, random weights"
-    images = 0 if args.image_tokens == 0 else 1
-    return Shape(config, what, bits, dtype, args.prompt_tokens or 64, images)
+    peer.load(Path(source).expanduser())
+    return subject, PeerTask(peer, question, image)
 
 
-def _random_picture(stack: ExitStack) -> str:
-    """A file with noise in it, for as long as the stack is open."""
+def _picture(source: str | None, folder: Path) -> Path:
+    """The picture that is asked about, fetched once; noise if none was given."""
     import numpy as np
     from PIL import Image
 
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corematching-")))
-    noise = np.random.RandomState(0).randint(0, 256, (336, 336, 3), np.uint8)
-    Image.fromarray(noise).save(folder / "noise.png")
-    return str(folder / "noise.png")
+    from mlx_corematching.inputs.pictures import load_picture
+
+    if source is None:
+        noise = np.random.RandomState(0).randint(0, 256, (336, 336, 3), np.uint8)
+        image = Image.fromarray(noise)
+    else:
+        image = load_picture(source).image
+    image.save(folder / "picture.png")
+    return folder / "picture.png"
+
+
+def _write_json(file: str, report: Report) -> None:
+    try:
+        Path(file).write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error})") from None

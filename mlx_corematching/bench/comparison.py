@@ -52,9 +52,7 @@ def compare(
         chip: what to project the counts on.
     """
     if subject.model.memory == "streaming":
-        modes = {name: settings for name, settings in modes.items() if settings.neurons}
-        if not modes:
-            raise InputError("streaming decodes with core neurons alone; choose a mode that does")
+        modes = streamable(modes, subject.model.config.text.intermediate_size)
     bandwidth = memory_bandwidth()
     samples: dict[str, list[Sample]] = {name: [] for name in modes}
     answers: list[dict[str, Any]] = []
@@ -85,7 +83,7 @@ def compare(
             projections[name] = project(on_gpu, question, settings, chip_named(chip))
     said = None
     if peer:
-        found["mlx-vlm"] = results.of_peer(answers)
+        found["mlx-vlm"] = results.of_peer(answers, new_tokens)
         said = _compared_texts(peer, answers[-1], samples, subject)
     return Report(
         machine=Machine.this(),
@@ -102,6 +100,14 @@ def compare(
         peer=said,
         projections=projections or None,
     )
+
+
+def streamable(modes: Mapping[str, CoreMatching], neurons: int) -> dict[str, CoreMatching]:
+    """The modes that a streaming model can follow; InputError if there are none."""
+    chosen = {name: mode for name, mode in modes.items() if mode.compacts(neurons)}
+    if not chosen:
+        raise InputError("streaming decodes with core neurons alone; choose a mode that does")
+    return chosen
 
 
 def _compared_texts(

@@ -15,20 +15,19 @@ _WORKER = Path(__file__).with_name("peer_worker.py")
 
 
 class Peer:
-    """mlx-vlm with a model loaded. A context manager: the process ends with the block.
+    """mlx-vlm in its own process. A context manager: the process ends with the block.
 
     Args:
         python: the Python of an environment that has mlx-vlm.
-        model: the checkpoint's folder, in Hugging Face format.
 
     Attributes:
         versions: of mlx_vlm, mlx and transformers there.
 
     Raises:
-        InputError: that Python, mlx-vlm or the model is not to be had; the message says why.
+        InputError: that Python or mlx-vlm is not to be had; the message says why.
     """
 
-    def __init__(self, python: str, model: Path) -> None:
+    def __init__(self, python: str) -> None:
         # What its libraries print is told only if it ends before its time.
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         try:
@@ -42,10 +41,14 @@ class Peer:
         except OSError as error:
             raise InputError(f"{python} cannot be run ({error}); see --peer-python") from None
         try:
-            self.versions = self._ask({"do": "load", "model": str(model)})
+            self.versions = self._ask({"do": "versions"})
         except BaseException:
             self.close()
             raise
+
+    def load(self, model: Path) -> None:
+        """Load a checkpoint in Hugging Face format; InputError if mlx-vlm cannot."""
+        self._ask({"do": "load", "model": str(model)})
 
     def answer(self, prompt: str, image: Path | None, max_tokens: int) -> dict[str, Any]:
         """One greedy answer; what it holds is said in `peer_worker.Answer`."""
@@ -89,7 +92,12 @@ class Peer:
             self._said.seek(0)
             last = (self._said.read().strip().splitlines() or ["it said nothing"])[-1]
             raise InputError(f"mlx-vlm's process ended with status {status} ({last})")
-        reply = json.loads(line)
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            raise InputError(
+                f"what --peer-python names is no Python: it said {line.strip()[:60]!r}"
+            ) from None
         if "error" in reply:
             raise InputError(
                 f"mlx-vlm cannot do this ({reply['error']}); --peer-python takes the Python of "

@@ -4,8 +4,10 @@
 
 One JSON request a line on standard input, one JSON reply a line on standard output:
 
+    {"do": "versions"}
+        {"mlx_vlm": VERSION, "mlx": VERSION, "transformers": VERSION}
     {"do": "load", "model": FOLDER}
-        {"mlx_vlm": VERSION, "mlx": VERSION, "transformers": VERSION, "load_s": SECONDS}
+        {"load_s": SECONDS}
     {"do": "answer", "prompt": QUESTION, "image": PATH or null, "max_tokens": N}
         {"text", "finish_reason", "prompt_tokens", "generated_tokens", "prefill_s",
          "first_token_s", "decode_tokens_per_s", "peak_memory_gb"}; see `Answer`
@@ -78,18 +80,26 @@ class Worker:
         """What to say to one line of input; a failure is a reply too."""
         try:
             request = json.loads(line)
+            if request["do"] == "versions":
+                return self.versions()
             if request["do"] == "load":
                 return self.load(request["model"])
             if request["do"] == "answer":
                 answer = self.answer(request["prompt"], request.get("image"), request["max_tokens"])
                 return dataclasses.asdict(answer)
-            raise ValueError(f"there is no {request['do']!r}; there are load and answer")
+            raise ValueError(f"there is no {request['do']!r}; there are versions, load and answer")
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def load(self, folder: str) -> dict[str, Any]:
+    def versions(self) -> dict[str, Any]:
         from importlib.metadata import version
 
+        import mlx_vlm  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+
+        packages = {"mlx_vlm": "mlx-vlm", "mlx": "mlx", "transformers": "transformers"}
+        return {name: version(package) for name, package in packages.items()}
+
+    def load(self, folder: str) -> dict[str, Any]:
         import mlx_vlm  # type: ignore[import-not-found, unused-ignore]
 
         if not os.path.isdir(folder):
@@ -98,13 +108,7 @@ class Worker:
         self.model = self.processor = None  # never two models in memory
         began = time.perf_counter()
         self.model, self.processor = mlx_vlm.load(folder)
-        load_s = time.perf_counter() - began
-        return {
-            "mlx_vlm": version("mlx-vlm"),
-            "mlx": version("mlx"),
-            "transformers": version("transformers"),
-            "load_s": load_s,
-        }
+        return {"load_s": time.perf_counter() - began}
 
     def answer(self, prompt: str, image: str | None, max_tokens: int) -> Answer:
         import mlx.core as mx

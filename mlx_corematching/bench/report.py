@@ -90,12 +90,19 @@ class Report:
                 f"{_short(self.peer['text'])}: "
                 f"{'the same' if self.peer['same_text'] else 'NOT the same'}.",
             ]
+            said = self.modes["mlx-vlm"].values["generated_tokens"]
+            if said != q["new"]:
+                parts.append(
+                    f"mlx-vlm ended after {said:.0f} tokens, as the model did; its end-to-end time "
+                    f"is that of {q['new']} at its own rate."
+                )
         if self.projections:
             chip = next(iter(self.projections.values())).chip
             rows = [[name, *value.cells()] for name, value in self.projections.items()]
             parts += [
                 f"PROJECTION for {chip}, not a measurement: the limits that its stated bandwidth "
-                "and peak rate set on the counts above.",
+                "and peak rate set on the counts above."
+                + (" An M5's neural accelerators can prefill faster." if "M5" in chip else ""),
                 table(["mode", *Projection.HEAD], rows, markdown=markdown),
             ]
         return "\n\n".join(parts)

@@ -48,12 +48,16 @@ def of_samples(samples: Sequence[Sample]) -> ModeResult:
     )
 
 
-def of_peer(answers: Sequence[Mapping[str, Any]]) -> ModeResult:
-    """What was measured of the peer, whose prefill includes its vision tower."""
+def of_peer(answers: Sequence[Mapping[str, Any]], new_tokens: int) -> ModeResult:
+    """What was measured of the peer, whose prefill includes its vision tower.
+
+    It ends an answer where the model does. Its total is that of `new_tokens` at its own rate,
+    because ours go on for so many.
+    """
     rows: list[dict[str, float | None]] = []
     for answer in answers:
         rate = answer["decode_tokens_per_s"]
-        decode_s = (answer["generated_tokens"] - 1) / rate if rate else 0.0
+        decode_s = (new_tokens - 1) / rate if rate else 0.0
         rows.append(
             {
                 "vision_s": None,
@@ -63,6 +67,7 @@ def of_peer(answers: Sequence[Mapping[str, Any]]) -> ModeResult:
                 "total_s": answer["first_token_s"] + decode_s,
                 "peak_memory_gb": answer["peak_memory_gb"],
                 "kept": None,
+                "generated_tokens": answer["generated_tokens"],
             }
         )
     return ModeResult.of(rows)

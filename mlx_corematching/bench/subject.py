@@ -97,7 +97,7 @@ def opened_shape(shape: Shape, memory: str, new_tokens: int) -> Iterator[Subject
         else:
             model = random_model(weights)
         task = Task(lambda: (prompt, noise), pixels, new_tokens)
-        yield Subject(model, _storage(config, shape.dtype), task, shape.what, shape.text, image)
+        yield Subject(model, storage_of(config, shape.dtype), task, shape.what, shape.text, image)
 
 
 def write_pair(shape: Shape, folder: Path) -> tuple[Path, Path]:
@@ -147,7 +147,7 @@ def opened_model(
     dtype = str(model.language_model.model.norm.weight.dtype).removeprefix("mlx.core.")
     return Subject(
         model,
-        _storage(model.config, dtype),
+        storage_of(model.config, dtype),
         Task(prepare, processor.pixels, new_tokens),
         what or model.name,
         len(prompt.ids) - images,
@@ -172,7 +172,8 @@ def random_prompt(config: LlavaConfig, text: int, images: int) -> Any:
     return Prompt(ids + words[before:], starts, config.image_tokens)
 
 
-def _storage(config: LlavaConfig, dtype: str) -> Storage:
+def storage_of(config: LlavaConfig, dtype: str) -> Storage:
+    """How a model's weights are held here, `dtype` being that of what is not quantised."""
     from mlx_corematching.core.quantized import on_cpu
     from mlx_corematching.costs.weights import Storage
 

@@ -19,8 +19,8 @@ class LayerCache(KVCache):
         offset: tokens stored (mlx-lm's name).
         position: the next token's position. Larger than `offset` once tokens were dropped.
         positions: the position of each stored token, ascending.
-        expected: tokens that the prompt's answer may have. Room is made for them at once, because
-            making more later copies everything.
+        expected: tokens that the prompt's answer may have, as long as no room has been made for
+            them. It is made at once, because making more later copies everything.
         counts: the neurons that the conversation's prompts have activated, if it counts them.
         ffn: the FFN to decode with in place of the layer's own, if there is one.
     """
@@ -57,6 +57,7 @@ class LayerCache(KVCache):
         old, new = self.offset, self.offset + keys.shape[2]
         if self.keys is None or self.values is None or new > self.keys.shape[2]:
             room = slots(new + min(self.expected, EXPECTED_TOKENS))
+            self.expected = 0  # past those, room is made a step at a time
             self.keys = _widened(self.keys, old, keys, room)
             self.values = _widened(self.values, old, values, room)
         self.keys[..., old:new, :] = keys
@@ -69,7 +70,10 @@ class LayerCache(KVCache):
         assert self.keys is not None
         assert self.values is not None
         index = mx.array(rows, mx.int32)
-        self.keys, self.values = self.keys[..., index, :], self.values[..., index, :]
+        room = slots(len(rows) + self.keys.shape[2] - self.offset)
+        kept_keys, kept_values = self.keys[..., index, :], self.values[..., index, :]
+        self.keys = _widened(kept_keys, len(rows), kept_keys, room)
+        self.values = _widened(kept_values, len(rows), kept_values, room)
         self.positions = [self.positions[row] for row in rows]
         self.offset = len(rows)
 

@@ -114,6 +114,10 @@ class CoreMatching:
                 raise InputError(f"config.json: corematching.balanced has no setting {name!r}")
         return cls(**values)
 
+    def compacts(self, neurons: int) -> bool:
+        """Whether a layer with that many neurons decodes with fewer."""
+        return self.core_count(neurons) < neurons
+
     def core_count(self, neurons: int) -> int:
         """Core neurons of a layer with that many neurons: round(beta * neurons), or all of them."""
         return round_share(self.beta, neurons) if self.neurons else neurons

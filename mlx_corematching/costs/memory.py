@@ -68,7 +68,8 @@ def predict_peak(
         vision += _vision(costs, cpu) + features + (weights.eyes.nbytes // 4 if streams else 0)
 
     # A one-token answer compacts nothing.
-    compact = costs.ffn_bytes(settings) if settings.neurons and question.new > 1 else 0
+    compacts = settings.compacts(text.intermediate_size) and question.new > 1
+    compact = costs.ffn_bytes(settings) if compacts else 0
     # A streamed layer lies there whole, and its gate and up once more while they are joined.
     opened = layer_ffn + joined // 2 if streams else 0
     stored = question.stored(settings)

@@ -50,14 +50,25 @@ def shape_config(
                 f"there is no shape {shape!r}; give {', '.join(SHAPES)}, or six whole numbers: "
                 "hidden,neurons,layers,heads,kv_heads,vocabulary"
             )
+    hidden, _, _, heads, kv_heads, vocabulary = sizes
+    if min(sizes) < 1 or hidden % heads or heads % kv_heads or hidden // heads % 2:
+        raise InputError(
+            f"the shape {shape} cannot be: all six numbers are above 0, heads divide the hidden "
+            "size into even parts, and kv_heads divide the heads"
+        )
+    if vocabulary < 16:
+        raise InputError(f"a vocabulary of {vocabulary} is too small; it has to be 16 or more")
     text: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096}
     text |= dict(zip(_FIELDS, sizes, strict=True)) | {"rms_norm_eps": 1e-5}
+    if layers is not None and layers < 1:
+        raise InputError(f"{layers} layers are too few for a decoder; it has 1 or more")
     if layers is not None:
         text["num_hidden_layers"] = layers
     if tower_layers < 2:
         raise InputError("a vision tower has 2 layers or more, the last of which is not run")
-    side = round((576 if image_tokens is None else image_tokens) ** 0.5)
-    if side < 1 or (image_tokens is not None and side * side != image_tokens):
+    wanted = 576 if image_tokens is None else image_tokens
+    side = round(max(wanted, 0) ** 0.5)
+    if side < 1 or side * side != wanted:
         raise InputError(
             f"{image_tokens} image tokens are no square of patches; {max(side, 1) ** 2} is one"
         )
@@ -79,6 +90,4 @@ def shape_config(
         "text_config": text,
     }
     LlavaConfig.from_dict(config)  # raises for what does not fit together
-    if text["hidden_size"] % text["num_attention_heads"]:
-        raise InputError(f"the shape {shape} has a hidden size that its heads do not divide")
     return config
