@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def memory_limits() -> Iterator[None]:
 
     Wired weights are not paged out between tokens. Freed buffers may fill half of what the
     model leaves of the recommended working set, so that a small machine's other programs
-    need not make room for them. Both limits are put back at the end. On devices that
-    recommend nothing (all but Apple's GPUs) nothing is changed.
+    need not make room for them. Both limits are put back once the last answer under way has
+    ended, in whichever order they end. On devices that recommend nothing (all but Apple's
+    GPUs) nothing is changed.
     """
     import mlx.core as mx
 
@@ -74,16 +76,39 @@ def memory_limits() -> Iterator[None]:
     if not recommended:
         yield
         return
-    room = max(int(recommended) - mx.get_active_memory(), 0)
-    cache = mx.set_cache_limit(room // 2)
-    wired = mx.set_wired_limit(int(recommended))
+    with _limits:
+        if not _limits.users:
+            room = max(int(recommended) - mx.get_active_memory(), 0)
+            _limits.cache = mx.set_cache_limit(room // 2)
+            _limits.wired = mx.set_wired_limit(int(recommended))
+        _limits.users += 1
     try:
         yield
     finally:
-        # The wired limit must not change under work that is still queued.
-        mx.synchronize()
-        mx.set_wired_limit(wired)
-        mx.set_cache_limit(cache)
+        with _limits:
+            _limits.users -= 1
+            if not _limits.users:
+                # The wired limit must not change under work that is still queued.
+                mx.synchronize()
+                mx.set_wired_limit(_limits.wired)
+                mx.set_cache_limit(_limits.cache)
+
+
+class _Limits:
+    """How many answers are under way, and MLX's limits before the first of them."""
+
+    def __init__(self) -> None:
+        self.users = self.cache = self.wired = 0
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_limits = _Limits()
 
 
 def _chip() -> str:

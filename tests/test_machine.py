@@ -53,6 +53,17 @@ def test_limits_are_put_back_after_an_error_and_only_once_all_work_is_done(monke
     assert limits.log[0] == "synchronize"
 
 
+def test_answers_that_overlap_share_the_limits(monkeypatch):
+    limits = Limits(monkeypatch, 600)
+    first, second = memory_limits(), memory_limits()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (limits.cache, limits.wired) == (200, 1000)
+    second.__exit__(None, None, None)
+    assert (limits.cache, limits.wired) == (77, 5)
+
+
 def test_nothing_is_changed_where_the_device_recommends_nothing(monkeypatch):
     def refuse(_):
         raise AssertionError("a limit was changed")
