@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--layers", type=int, help="decoder layers of --shape")
     model.add_argument(
-        "--quantize", choices=("4", "8", "none"), default="4",
-        help="bits of --shape's decoder (default: %(default)s)",
+        "--quantize", choices=("4", "8", "none"), help="bits of --shape's decoder (default: 4)",
     )  # fmt: skip
     machine = parser.add_argument_group("the machine (default: this one)")
     machine.add_argument("--memory-gb", type=float, metavar="GB", help="a Mac with that memory")
@@ -185,8 +184,9 @@ def flops_table(
 def _check(args: argparse.Namespace) -> None:
     if args.model and args.shape:
         raise InputError("--model and --shape are two models; give one of them")
-    if args.layers is not None and not args.shape:
-        raise InputError("--layers has an effect with --shape only")
+    for name in ("layers", "quantize"):
+        if getattr(args, name) is not None and not args.shape:
+            raise InputError(f"--{name} has an effect with --shape only")
     for name, least in (("pictures", 0), ("prompt_tokens", 1), ("new_tokens", 1)):
         if getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} has to be {least} or more")
@@ -220,7 +220,7 @@ def _costs(args: argparse.Namespace, cpu: bool) -> Costs:
     if not args.shape:
         return checkpoint_costs(find_folder(args.model), cpu=cpu)
     config = LlavaConfig.from_dict(shape_config(args.shape, layers=args.layers))
-    bits = None if args.quantize == "none" else int(args.quantize)
+    bits = None if args.quantize == "none" else int(args.quantize or 4)
     return Costs(config, Storage.of(bits, cpu=cpu))
 
 

@@ -95,6 +95,7 @@ def test_what_macos_lets_a_gpu_have(memory, usable):
     [
         (["--model", "a", "--shape", "llava-1.5-7b"], "two models"),
         (["--layers", "3"], "--layers has an effect with --shape only"),
+        (["--quantize", "8"], "--quantize has an effect with --shape only"),
         (["--shape", "llava-2"], "there is no shape"),
         (["--chip", "m9"], "there is no chip"),
         (["--memory-gb", "0"], "no 0 GB"),
